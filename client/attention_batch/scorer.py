@@ -61,7 +61,7 @@ class _NoRoom(Exception):
 
 @dataclass
 class RowBatch:
-    """Consecutive rows of a shard that travel together. Rows that could not be read keep their places.
+    """Consecutive rows of a shard that travel together. Rows that could not be read keep a place.
 
     Attributes:
         shard: the shard's index.

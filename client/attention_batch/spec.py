@@ -1,4 +1,4 @@
-"""The outputs of a run, as output specs of the contract and tokens, and the model version that computes them.
+"""The outputs of a run, as output specs of the contract and tokens, and the model version that computes these.
 
 output:mean,weights,predictions
 [{"name": "output", "pool": "mean"}, {"name": "weights", "reduce": "mean", "top_k": 4}]
@@ -36,7 +36,7 @@ class Column:
         kind: `tensor`, `top_k`, `alignment`, `predictions`, `tokens` or `count`.
         dims: of the tensor in a row; None for an axis that differs from row to row.
         dtype: of the tensor's numbers.
-        has_top: whether predictions have their most probable labels.
+        has_top: whether predictions have the most probable labels.
         as_extension: whether a tensor of one shape is a `fixed_shape_tensor` in Parquet.
     """
 

@@ -30,8 +30,8 @@ class Sequence:
         value: [S, value width]; the key when absent.
         text: the query as text, for a text model.
         memory_text: the memory as text, for a text model that attends to a second sequence.
-        token_ids: the query as ids of tokens, integers [T], taken as they are, in place of `text`.
-        memory_token_ids: the memory as ids of tokens, integers [S], taken as they are, in place of `memory_text`.
+        token_ids: the query as ids of tokens, integers [T], taken unchanged, in place of `text`.
+        memory_token_ids: the memory as ids of tokens, integers [S], taken unchanged, in place of `memory_text`.
         text_pair: the second text of a pair, of which `text` is the first, for a model that takes pairs.
         truncate: the end at which tokens of `text` and `memory_text` are dropped that are more than the model reads;
             `none` has such a text refused.
@@ -42,7 +42,7 @@ class Sequence:
         window: (left, right), the farthest keys a query may attend to, inclusive; -1 is unbounded.
         allowed: bool, broadcastable to [H, T, S]; true = may attend.
         bias: broadcastable to [H, T, S], added to the scores; -inf hides a key.
-        mask_layers: the layers whose sites these four are for, by the names that outputs take; all when empty.
+        mask_layers: the layers with the sites that these four are for, by the names that outputs take; all when empty.
     """
 
     query: ArrayLike | None = None
@@ -105,7 +105,7 @@ class OutputSpec:
         sample: `predictions` only: draws the label in place of the most probable one. A dict of its fields does as
             well.
         spans: `weights` and `received` only: ranges of keys by name, `(begin, end)`, or a dict of these and of
-            `characters`, whether they count characters of the text; the output has one column for each, the weights
+            `characters`, whether begin and end count characters of the text; the output has one column for each, the weights
             of each head summed over it.
         fold: `weights` only: makes the layers one, [T, S], of all layers when `layers` is empty: their mean or maximum,
             after the reduction of heads (`mean` when None), or the attention rollout, for self-attention without a
@@ -138,7 +138,7 @@ Output = str | OutputSpec | Mapping[str, Any] | pb.OutputSpec
 
 
 class StreamOptions(TypedDict, total=False):
-    """The options of `attend_many` that all of its forms have; the method describes them."""
+    """The options of `attend_many` that all of its forms have; described at the method."""
 
     outputs: Iterable[Output]
     version: int

@@ -98,12 +98,12 @@ class Memory:
 
     @property
     def shared_bytes(self) -> int:
-        """How many of `size_bytes` other memories of the caller keep too; these count once in the server's budget."""
+        """How many of `size_bytes` further memories of the caller keep too; these count once in the server's budget."""
         return self._message.shared_bytes
 
     @property
     def pinned(self) -> bool:
-        """Whether the server never evicts it to make room for others."""
+        """Whether the server never evicts it to make room for further ones."""
         return self._message.pinned
 
     @property

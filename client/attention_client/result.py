@@ -97,7 +97,7 @@ OutputValue = Array | TopK | Alignment
 
 @dataclass(frozen=True)
 class Tokenization:
-    """The tokens of one text or pair of texts, as a model reads them.
+    """The tokens of one text or pair of texts, as read by a model.
 
     Attributes:
         token_ids: the id of each token.
@@ -142,7 +142,7 @@ class AttendResult:
             requested; empty where ids of tokens were sent.
         truncated_tokens, memory_truncated_tokens: the number of tokens of a text that were dropped.
         layers: the layer that an output was asked of, by the output's name, where that name does not tell it.
-        memory: what the server keeps of the sequence and its memory; None unless it was sent with `extend`.
+        memory: the kept keys and values of the sequence and its memory; None unless it was sent with `extend`.
         prefix_tokens: the tokens of the prefix that the sequence goes on behind, where `memory` was sent as a `Memory`:
             keys of the sequence's own sites begin with these.
         ablate: the heads that were switched off.

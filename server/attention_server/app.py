@@ -22,6 +22,7 @@ from pydantic_settings import SettingsError
 
 from attention_server.auth.access import Access, AccessError, open_access
 from attention_server.budget.trimmer import Trimmer
+from attention_server.grpc.port import PortOptions
 from attention_server.grpc.server import make_grpc_server
 from attention_server.http2.errors import LibraryError
 from attention_server.inference.engine.protocol import DeviceError, Engine
@@ -120,9 +121,7 @@ class Application:
             certificates=access.certificates,
             allowed_hosts=settings.allowed_hosts,
         )
-        self.grpc = make_grpc_server(
-            settings.grpc_server,
-            core.service,
+        options = PortOptions(
             settings.host,
             settings.grpc_port,
             requests=requests,
@@ -132,6 +131,7 @@ class Application:
             callers=access.callers,
             certificates=access.certificates,
         )
+        self.grpc = make_grpc_server(settings.grpc_server, core.service, options)
         self.health: HealthListener | None = None
         if settings.health_port is not None:
             checks = {"/healthz": self._is_alive, "/readyz": lambda: self.rest.is_ready}

@@ -111,7 +111,7 @@ def test_a_worker_that_goes(poisoned, options, tmp_path):
     assert not workers(output)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.long), signal.SIGINT])
 def test_interrupted(poisoned, options, tmp_path, number):
     """SIGTERM, and Ctrl-C, which workers receive too, end a run at once, with its message alone."""
     output = tmp_path / "out.parquet"

@@ -205,6 +205,7 @@ def test_the_command_speaks_tls(dot_only, pems, tmp_path):
         assert "go together" in models("--ca", pems.ca, "--cert", pems.client_cert).stderr
 
 
+@pytest.mark.native_grpc("the certificates are read before either port listens")
 @pytest.mark.parametrize("missing", ["--tls-cert", "--tls-key"])
 def test_half_of_a_pair(dot_only, pems, missing):
     """A certificate without its key, or a key without its certificate, is refused at the start."""
@@ -215,6 +216,7 @@ def test_half_of_a_pair(dot_only, pems, missing):
     assert "both --tls-cert and --tls-key" in done.stderr
 
 
+@pytest.mark.native_grpc("the certificates are read before either port listens")
 @pytest.mark.parametrize("wrong", ["cert", "key", "ca", "another key"])
 def test_certificates_that_cannot_be_used(dot_only, pems, tmp_path, wrong):
     """A file that is no certificate, or a key that is not its key, is refused at the start, without a traceback."""
@@ -237,6 +239,7 @@ EVERYTHING = "whoever reaches this address may do everything"
 CLEAR = "tokens travel in the clear"
 
 
+@pytest.mark.native_grpc("the settings are warned of before either port listens")
 def test_warnings_at_the_start(dot_only, pems, tmp_path):
     """To listen beyond this machine without credentials, or with tokens in the clear, is warned of; else nothing is."""
     _, lines = make_token("me")

@@ -63,7 +63,7 @@ STEPPED = ("gpt2", "gemma2", "llama")  # a mixture of experts gives other bits b
 LIMITS = Limits(sequences=8, scores_bytes=2**24, answer_bytes=2**24, memory_ttl=60, outputs=64, work_bytes=2**24)
 GREEDY = ("gpt2", "llama", "gemma2", "gpt_oss", "mistral")
 # Others differ from one of these in a detail; the trials have all.
-SHORT = (*GREEDY, "gpt_neox", "opt", "qwen3", "phi3 longrope", "granite", "stablelm", "cohere")
+SHORT = (*GREEDY, "gpt_neox", "opt", "phi3 longrope", "granite", "cohere")
 KINDS = [kind if kind in SHORT else pytest.param(kind, marks=pytest.mark.long) for kind in DECODERS]
 
 

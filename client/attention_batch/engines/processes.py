@@ -58,7 +58,7 @@ class WorkerPool:
     """
 
     def __init__(self, processes: int) -> None:
-        context = multiprocessing.get_context("spawn")  # a fork would inherit locks, and no threads to release them
+        context = multiprocessing.get_context("spawn")  # a fork would inherit locks without threads that release these
         self._reports: Queue[_Report] = context.Queue()
         self._ahead = RUNS_AHEAD * processes
         self._pool = ProcessPoolExecutor(processes, context, _begin, (self._reports,))

@@ -124,7 +124,7 @@ def choose_columns(
         names: of the input's columns.
         chosen: field -> column, as the user chose.
         where: the input's name, for errors.
-        of_folders: names of columns that stand in the names of folders, which are read only where they are chosen.
+        of_folders: names of columns that stand in the names of folders, read only where chosen.
 
     Raises:
         Refused: a chosen column does not exist, or is there twice, or the input has not exactly one of text, query and

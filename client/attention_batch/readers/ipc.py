@@ -87,7 +87,7 @@ def _slice(batch: pa.RecordBatch, skipped: int, count: int) -> pa.RecordBatch:
 
 
 def _checked(path: str) -> Reader:
-    """Open a file whose compressed buffers become no more than a bounded multiple. Raises Refused otherwise."""
+    """Open a file with compressed buffers that become no more than a bounded multiple. Raises Refused otherwise."""
     _open(path)
     with pa.memory_map(path) as mapped:
         check_arrow(mapped.read_buffer(), path)

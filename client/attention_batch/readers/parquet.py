@@ -46,7 +46,7 @@ def slices(path: str, rows: int, most_bytes: int) -> Iterator[tuple[int, int, in
     except (OSError, pa.ArrowException) as error:
         raise Refused(f"cannot read {path} as Parquet: {error}") from error
     size_of_file = InputFile.at(path).size
-    pending: tuple[int, int, int] | None = None  # the first of several small row groups, their rows and bytes
+    pending: tuple[int, int, int] | None = None  # the first of several small row groups, with the rows and bytes of all
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
         _check_inflation(group, size_of_file, f"row group {number} of {path}")

@@ -9,7 +9,7 @@ SOURCES = ("text", "query", "token_ids")  # of which a row has one
 VECTORS = ("query", "key", "value")
 TEXTS = ("text", "text_pair", "memory_text", "truncate", "prefix")
 IDS = ("token_ids", "memory_token_ids")
-OPTIONAL = ("text_pair", "truncate", "prefix")  # a row may have a null in place of them
+OPTIONAL = ("text_pair", "truncate", "prefix")  # a row may have a null in place of these
 CHOSEN = ("prefix",)  # only where the user names its column
 FIELDS = ("id", *TEXTS, *VECTORS, *IDS)
 

@@ -35,7 +35,7 @@ def values(column: pa.Array) -> list[Any]:
 
 
 def check_offsets(column: pa.Array) -> None:
-    """Check everything in a column but that its strings are UTF-8: Arrow reads what a file says without a look.
+    """Check everything in a column but that its strings are UTF-8: Arrow does not check these when it reads a file.
 
     Raises:
         pyarrow.ArrowInvalid: a list or a string is not inside its buffer.

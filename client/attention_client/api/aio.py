@@ -88,7 +88,7 @@ class AsyncAttentionClient(BaseClient):
 
         Args:
             model: its name.
-            query: [T, query width], float32 or float16; other numbers are sent as float32. Or `text` or `token_ids`.
+            query: [T, query width], float32 or float16; numbers of another type are sent as float32. Or `text` or `token_ids`.
             key: [S, key width]; the query when absent, but for a cross-attention model, which needs a memory.
             value: [S, value width]; the key when absent.
             text: the query as text, for a text model.
@@ -107,12 +107,12 @@ class AsyncAttentionClient(BaseClient):
             window: (left, right), the farthest keys a query may attend to, inclusive; -1 is unbounded.
             allowed: bool, broadcastable to [H, T, S]; true = may attend.
             bias: broadcastable to [H, T, S], added to the scores; -inf hides a key.
-            mask_layers: the layers whose sites these four are for, by the names that outputs take; all when empty.
-            outputs: the outputs to send back: names, `OutputSpec`s or dicts of their fields. Empty: `output`, and
+            mask_layers: the layers with the sites that these four are for, by the names that outputs take; all when empty.
+            outputs: the outputs to send back: names, `OutputSpec`s or dicts of its fields. Empty: `output`, and
                 `predictions` where the model has a head.
             version: of the model; 0 is its default.
             token_offsets: whether to return the place of each token in its text.
-            ablate: heads that are switched off, `Ablation`s or dicts of their fields.
+            ablate: heads that are switched off, `Ablation`s or dicts of its fields.
             score_temperature: divides the masked scores before the softmax; above 0.
             timeout: seconds, in place of the client's.
 
@@ -170,7 +170,7 @@ class AsyncAttentionClient(BaseClient):
             outputs: the outputs to send back for each, as in `attend`.
             version: of the model; 0 is its default.
             token_offsets: whether to return the place of each token in its text.
-            ablate: heads that are switched off, `Ablation`s or dicts of their fields.
+            ablate: heads that are switched off, `Ablation`s or dicts of its fields.
             score_temperature: divides the masked scores before the softmax; above 0.
             timeout: seconds, in place of the client's.
 
@@ -227,7 +227,7 @@ class AsyncAttentionClient(BaseClient):
             outputs: the outputs to send back for each, as in `attend`.
             version: of the model; 0 is its default.
             token_offsets: whether to return the place of each token in its text.
-            ablate: heads that are switched off, `Ablation`s or dicts of their fields.
+            ablate: heads that are switched off, `Ablation`s or dicts of its fields.
             score_temperature: divides the masked scores before the softmax; above 0.
             timeout: seconds to wait for the next answer, in place of the client's.
             return_exceptions: whether a bad sequence yields its error in its position; else the error is raised, and
@@ -308,9 +308,9 @@ class AsyncAttentionClient(BaseClient):
                 model reads; `none` has such a text refused.
             version: of the model; 0 is its default.
             ttl: seconds to keep it after its last use; the server's choice when absent.
-            pinned: whether the server never evicts it to make room for others, within the caller's share; the time to
+            pinned: whether the server never evicts it to make room for further ones, within the caller's share; the time to
                 live holds.
-            data_type: `FP32`, or `FP16`, which takes half the bytes; `max_storage_error` has what it costs.
+            data_type: `FP32`, or `FP16`, which takes half the bytes; `max_storage_error` has the error.
             timeout: seconds, in place of the client's.
 
         Raises:
@@ -333,7 +333,7 @@ class AsyncAttentionClient(BaseClient):
         version: int = 0,
         timeout: float | None = None,  # noqa: ASYNC109  # the deadline travels to the server
     ) -> list[Tokenization]:
-        """Return the tokens of texts, as a model reads them.
+        """Return the tokens of texts, as read by a model.
 
         Args:
             model: its name.

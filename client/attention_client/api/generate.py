@@ -29,7 +29,7 @@ class GeneratedToken:
         token: as it stands in a text.
         probability: given everything before it, in 0..1; of a draw, that of the token drawn.
         top: the most probable tokens, in descending order; empty unless `top` was asked for.
-        text: what was generated so far, without an end token, and up to a stop string.
+        text: the text generated so far, without an end token, and up to a stop string.
         ends: why the generation is over: `end` (this is an end token), `stop` (a stop string), `length` (as many tokens
             as asked for, or as the model reads); empty where it goes on.
         result: of the last row: the outputs asked for, the names of its keys, and the memory of everything before.
@@ -45,7 +45,7 @@ class GeneratedToken:
 
 
 def joined(tokens: Sequence[str]) -> str:
-    """Return tokens as a text: where one of them begins with a space, as they are; else with spaces between."""
+    """Return tokens as a text: unchanged where a token begins with a space; else with spaces between."""
     return ("" if any(token.startswith(" ") for token in tokens) else " ").join(tokens)
 
 
@@ -75,7 +75,7 @@ class Generation:
 
     Args:
         model: its name.
-        text, token_ids: what it goes on from: a prompt, or the target so far of an encoder-decoder.
+        text, token_ids: a prompt, or the target so far of an encoder-decoder.
         memory_text: the source of an encoder-decoder.
         memory: a kept prefix or source, in place of `memory_text`.
         tokens: the most tokens to generate; None for as many as the model reads.
@@ -89,7 +89,7 @@ class Generation:
     Attributes:
         model: as served; None before the first token.
         source: the kept source of an encoder-decoder.
-        memory: what the next step goes on behind.
+        memory: the memory that the next step goes on behind.
         is_over: whether the last token was generated.
 
     Raises:
@@ -182,7 +182,7 @@ class Generation:
         return OutputSpec("predictions", top=self._top, sample=sample)
 
     def _go_on(self, result: AttendResult, said: Prediction) -> None:
-        """Set what the next step sends."""
+        """Set the sequence of the next step."""
         if self._speech.by_words:
             self._sent = {"text": " ".join([*filter(None, [self._sent["text"]]), said.label])}
             return

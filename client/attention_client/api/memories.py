@@ -21,7 +21,7 @@ _FIELD = re.compile(r"inputs\[(\d+)\]\.memory")
 
 
 class MemoriesOfRequest:
-    """The memories that one request of Attend names, with a count of the rounds of their recreation."""
+    """The memories that one request of Attend names, with a count of the rounds of recreation."""
 
     def __init__(self, request: pb.AttendRequest, sequences: Items[Item]) -> None:
         self._request = request
@@ -57,7 +57,7 @@ class MemoriesOfRequest:
         return [(memory, requests) for memory, requests in creations.items() if requests] * self._rounds
 
     def extended(self, results: list[AttendResult]) -> list[AttendResult]:
-        """Return results with the names of their prefixes' keys, and with memories that can be created again."""
+        """Return results with the names of the keys of prefixes, and with memories that can be created again."""
         return [
             self._told(i, result) if item.memory or item.extend else result
             for i, (item, result) in enumerate(zip(self._request.inputs, results, strict=True))

@@ -68,7 +68,7 @@ def translate(
 
     An encoder-decoder with a vocabulary translates token after token, the most probable one each, behind
     `text.start_token`; one of `text.end_tokens` ends the translation. That is the greedy search of `transformers` for a
-    model whose generation config forces and forbids no tokens.
+    model with a generation config that forces and forbids no tokens.
 
     The memory stays on the server until it expires; when it is gone between two words, it is sent again.
 
@@ -99,7 +99,7 @@ async def translate_async(
 
 
 def _translation_flow(model: str, text: str, version: int, timeout: float | None) -> Turns[Translation]:
-    """Generate the words, each with the weights [H, S] of its row, and read the translation of them."""
+    """Generate the words, each with the weights [H, S] of its row, and read the translation."""
     generation = Generation(model, memory_text=text, outputs=["weights"], version=version, timeout=timeout)
     steps: list[GeneratedToken] = []
     while not generation.is_over:

@@ -45,11 +45,11 @@ class ChosenWeights:
     """The choice of weights.
 
     Attributes:
-        layers: their names; empty for the last one.
+        layers: names of layers; empty for the last one.
         heads: of one layer; empty for all.
         pairs: LAYER.HEAD, in place of both.
         top_k: the number of keys of each row; 0 for all.
-        spans: name, begin and end of ranges of keys whose weights are summed; empty for each key by itself.
+        spans: name, begin and end of ranges of keys with summed weights; empty for each key by itself.
         fold: makes the layers one; None for the last one alone.
         rows: positions of the query; empty for all.
     """
@@ -127,7 +127,7 @@ def read_ablate(text: str) -> list[Ablation]:
 
 
 def read_numbers(text: str, option: str, example: str) -> list[int]:
-    """Read whole numbers with commas between them.
+    """Read whole numbers, separated by commas.
 
     Raises:
         typer.BadParameter: an item is no whole number.

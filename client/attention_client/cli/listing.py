@@ -87,7 +87,7 @@ def _example(model: pb.Model) -> str:
 
 
 def _size(model: pb.Model) -> str:
-    """Return the size of a version's files, the matrices in more than one of them, and the size in memory."""
+    """Return the size of a version's files, the matrices in more than one file, and the size in memory."""
     doubled = f", {_mebibytes(model.manifest.doubled_bytes)} twice" if model.manifest.doubled_bytes else ""
     return f"{_mebibytes(model.file_bytes)} MiB{doubled}, {_mebibytes(model.memory_bytes)} in memory"
 

@@ -18,7 +18,7 @@ from attention_client.wire.call import Call, Flow, backoff
 
 IN_FLIGHT = 32  # messages
 IN_FLIGHT_BYTES = 32 * 1024 * 1024
-MAX_FAILURES = 5  # of the stream, without an answer between them
+MAX_FAILURES = 5  # of the stream, without an answer in between
 
 Answer = AttendResult | AttentionError
 Event = pb.AttendStreamResponse | AttentionError | Batch

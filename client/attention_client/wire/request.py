@@ -38,10 +38,10 @@ _DATA_TYPE = {"FP32": pb.DATA_TYPE_FP32, "FP16": pb.DATA_TYPE_FP16}
 
 
 def several(sequences: ItemsT) -> ItemsT:
-    """Return sequences as they are.
+    """Return sequences unchanged.
 
     Raises:
-        InvalidRequest: they are one text, which would be taken for a text a letter, or one `Sequence`.
+        InvalidRequest: one text, which would be taken for a text a letter, or one `Sequence`.
     """
     if isinstance(sequences, str | bytes | Sequence):
         kind = "`Sequence`" if isinstance(sequences, Sequence) else "text"
@@ -313,7 +313,7 @@ def _write_ids(value: ArrayLike | None, message: Message, name: str, path: str =
     """Write ids of tokens into a field of a message.
 
     Raises:
-        InvalidRequest: they are no list of integers, one is negative or too large, or there is none, which would be
+        InvalidRequest: no list of integers, one is negative or too large, or there is none, which would be
             read as a field that is absent.
     """
     if value is None:

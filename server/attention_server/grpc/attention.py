@@ -1,6 +1,6 @@
 """attention.v1.AttentionService: parse a message, call the service, serialize the response."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from attention_proto.attention.v1 import attention_pb2 as pb
 
@@ -15,7 +15,7 @@ from attention_server.grpc.stream import StreamProtocol, StreamSessions
 from attention_server.scheduling.future import Future
 from attention_server.service.service import Service
 from attention_server.transport.futures import wait_for
-from attention_server.transport.offload import INLINE_BYTES, should_offload
+from attention_server.transport.offload import INLINE_BYTES, should_offload, submit_decoded
 from attention_server.transport.threads import Threads
 
 
@@ -75,19 +75,17 @@ class AttentionServicer:
         self._service.delete_memory(message.model, message.id, context)
         return pb.DeleteMemoryResponse()
 
-    async def _begin(
+    def _begin(
         self, message: pb.AttendRequest, context: CallContext, admitted: Callable[[], None] | None = None
-    ) -> "Future[Response]":
-        service, size = self._service, context.record.request_bytes
-        text = bool([True for each in message.inputs if not each.HasField("query") or each.memory_text])
-        if should_offload(size, len(message.inputs), text=text):
-            return await self._threads.run(
-                lambda: service.submit(proto.decode_request(message, service.limits), context, admitted)
-            )
-        request = proto.decode_request(message, service.limits)
-        if should_offload(size, len(request.inputs)):  # an input may be several sequences
-            return await self._threads.run(lambda: service.submit(request, context, admitted))
-        return service.submit(request, context, admitted)
+    ) -> Awaitable["Future[Response]"]:
+        service = self._service
+        return submit_decoded(
+            self._threads,
+            context.record.request_bytes,
+            len(message.inputs),
+            lambda: proto.decode_request(message, service.limits),
+            lambda request: service.submit(request, context, admitted),
+        )
 
     async def _submit(
         self, message: pb.AttendStreamRequest, context: CallContext, admitted: Callable[[], None]

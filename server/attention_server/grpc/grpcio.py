@@ -11,73 +11,30 @@ import asyncio
 import grpc
 import grpc.aio
 
-from attention_server.auth.callers import Callers
 from attention_server.auth.certificates import Certificates
 from attention_server.errors import Stopping
 from attention_server.grpc.grpcio_call import GrpcioHandlers
-from attention_server.grpc.services import GrpcServices
-from attention_server.grpc.stream import STREAMS
+from attention_server.grpc.port import GrpcServer, PortOptions
 from attention_server.http2.limits import HEADER_BYTES, Timeouts
-from attention_server.service.service import SPARE_THREADS, Service
-from attention_server.transport.threads import Threads
+from attention_server.service.service import Service
 
 STOP_SECONDS = 1.0  # for calls that were told to stop to end with a status
 
 
-class GrpcioServer:
-    """Serves gRPC on the running loop by `grpc.aio`.
+class GrpcioServer(GrpcServer):
+    """The server on `grpc.aio`; arguments and errors are those of `GrpcServer`."""
 
-    Args:
-        service: the core.
-        host, port: where to listen; port 0 picks a free one.
-        requests: how many requests can be running and queued.
-        max_message_bytes: the largest request.
-        max_age: seconds that a connection lasts; 0 for any.
-        grace: seconds that its calls have from then.
-        callers: the known callers.
-        certificates: of TLS; None speaks without.
-
-    Attributes:
-        port: where it listens.
-
-    Raises:
-        OSError: the address cannot be listened on.
-    """
-
-    def __init__(
-        self,
-        service: Service,
-        host: str,
-        port: int,
-        *,
-        requests: int,
-        max_message_bytes: int,
-        max_age: float,
-        grace: float,
-        callers: Callers,
-        certificates: Certificates | None = None,
-    ) -> None:
-        self._threads = Threads(requests + SPARE_THREADS, "grpc")
-        self._services = GrpcServices(service, callers, self._threads)
+    def __init__(self, service: Service, options: PortOptions) -> None:
+        super().__init__(service, options)
         self._handlers = GrpcioHandlers(self._services.on_call, service.account.lease)
-        self._server = grpc.aio.server(options=_options(requests, max_message_bytes, max_age, grace))
+        self._server = grpc.aio.server(options=_channel_options(options))
         self._server.add_generic_rpc_handlers((self._handlers,))
-        self.port = self._listen(host, port, certificates)
+        self.port = self._listen(options)
 
     async def start(self) -> None:
-        """Begin to accept."""
         await self._server.start()
 
-    def set_serving(self, is_serving: bool) -> None:
-        """Set the answer to health checks: SERVING or NOT_SERVING. Call it on the loop."""
-        self._services.set_serving(is_serving)
-
     async def stop(self, grace: float) -> None:
-        """Accept no more calls, and wait for accepted ones.
-
-        Args:
-            grace: seconds after which the rest is cut off.
-        """
         stopped = asyncio.ensure_future(self._server.stop(grace + STOP_SECONDS))
         self._services.end_streams()
         await asyncio.wait([stopped], timeout=grace)
@@ -89,29 +46,28 @@ class GrpcioServer:
             await asyncio.wait(answering, timeout=STOP_SECONDS)
         self._threads.close()
 
-    @property
-    def is_idle(self) -> bool:
-        """Whether no thread of the server runs anything."""
-        return self._threads.is_idle
-
-    def _listen(self, host: str, port: int, certificates: Certificates | None) -> int:
+    def _listen(self, options: PortOptions) -> int:
+        host, port = options.host, options.port
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
-            if certificates is None:
+            if options.certificates is None:
                 return self._server.add_insecure_port(address)
-            return self._server.add_secure_port(address, _credentials(certificates))
+            return self._server.add_secure_port(address, _credentials(options.certificates))
         except RuntimeError as error:
             raise OSError(f"cannot listen for gRPC on {host}:{port}") from error
 
 
-def _options(requests: int, max_message_bytes: int, max_age: float, grace: float) -> list[tuple[str, int]]:
+def _channel_options(options: PortOptions) -> list[tuple[str, int]]:
     timeouts = Timeouts()
-    age = [("grpc.max_connection_age_ms", int(max_age * 1000)), ("grpc.max_connection_age_grace_ms", int(grace * 1000))]
+    age = [
+        ("grpc.max_connection_age_ms", int(options.max_age * 1000)),
+        ("grpc.max_connection_age_grace_ms", int(options.grace * 1000)),
+    ]
     return [
-        *(age if max_age else ()),
-        ("grpc.max_receive_message_length", max_message_bytes),
+        *(age if options.max_age else ()),
+        ("grpc.max_receive_message_length", options.max_message_bytes),
         ("grpc.max_send_message_length", -1),
-        ("grpc.max_concurrent_streams", requests + STREAMS + SPARE_THREADS),
+        ("grpc.max_concurrent_streams", options.concurrent_calls),
         ("grpc.max_metadata_size", HEADER_BYTES),
         ("grpc.absolute_max_metadata_size", HEADER_BYTES),
         ("grpc.max_connection_idle_ms", int(timeouts.idle * 1000)),

@@ -6,75 +6,45 @@ The loop moves bytes, parses and writes messages, and lets the scheduler compute
 
 from dataclasses import replace
 
-from attention_server.auth.callers import Callers
-from attention_server.auth.certificates import Certificates, common_name, grpc_context
+from attention_server.auth.certificates import common_name, grpc_context
 from attention_server.budget.account import Lease
 from attention_server.errors import Stopping
-from attention_server.grpc.services import GrpcServices
-from attention_server.grpc.stream import STREAMS
+from attention_server.grpc.port import GrpcServer, PortOptions
 from attention_server.http2.lease import COPIES
 from attention_server.http2.limits import Limits, Timeouts
 from attention_server.http2.server import Server
-from attention_server.service.service import SPARE_THREADS, Service
+from attention_server.service.service import Service
 from attention_server.transport.inflate import inflate
 from attention_server.transport.listener import Listener
 from attention_server.transport.peer_turns import PeerTurns
 from attention_server.transport.sockets import listen, max_connections, max_connections_of_host
-from attention_server.transport.threads import Threads
 
 TIMEOUTS = Timeouts()
 
 
-class NativeServer:
-    """Serves gRPC on the running loop.
-
-    Args:
-        service: the core.
-        host, port: where to listen; port 0 picks a free one.
-        requests: how many requests can be running and queued.
-        max_message_bytes: the largest request.
-        max_age: seconds that a connection lasts; 0 for any.
-        grace: seconds that its calls have from then.
-        callers: the known callers.
-        certificates: of TLS; None speaks without.
+class NativeServer(GrpcServer):
+    """The server on `http2`; arguments and errors are those of `GrpcServer`.
 
     Attributes:
-        port: where it listens.
         http2: its connections, calls and buffered bytes.
-
-    Raises:
-        OSError: the address cannot be listened on.
     """
 
-    def __init__(
-        self,
-        service: Service,
-        host: str,
-        port: int,
-        *,
-        requests: int,
-        max_message_bytes: int,
-        max_age: float,
-        grace: float,
-        callers: Callers,
-        certificates: Certificates | None = None,
-    ) -> None:
-        self._socket = listen("gRPC", host, port)
-        self.port: int = self._socket.getsockname()[1]
-        self._certificates = certificates
+    def __init__(self, service: Service, options: PortOptions) -> None:
+        super().__init__(service, options)
+        self._socket = listen("gRPC", options.host, options.port)
+        self.port = self._socket.getsockname()[1]
+        self._certificates = options.certificates
         self._turns = PeerTurns()
-        self._threads = Threads(requests + SPARE_THREADS, "grpc")
-        self._services = GrpcServices(service, callers, self._threads)
         limits = Limits(
-            message_bytes=max_message_bytes,
-            concurrent_calls=requests + STREAMS + SPARE_THREADS,  # further calls wait at the client
+            message_bytes=options.max_message_bytes,
+            concurrent_calls=options.concurrent_calls,
             connections=max_connections(),
             connections_of_host=max_connections_of_host(max_connections()),
         )
         self.http2 = Server(
             self._services.on_call,
             limits,
-            replace(TIMEOUTS, age=max_age, grace=grace),
+            replace(TIMEOUTS, age=options.max_age, grace=options.grace),
             self._inflate,
             service.account.lease,
             common_name,
@@ -82,7 +52,6 @@ class NativeServer:
         )
 
     async def start(self) -> None:
-        """Begin to accept."""
         http2 = self.http2
         self._listener = Listener(
             self._socket,
@@ -95,26 +64,12 @@ class NativeServer:
         )
         self._listener.start()
 
-    def set_serving(self, is_serving: bool) -> None:
-        """Set the answer to health checks: SERVING or NOT_SERVING. Call it on the loop."""
-        self._services.set_serving(is_serving)
-
     async def stop(self, grace: float) -> None:
-        """Accept no more connections, and wait until all calls are answered.
-
-        Args:
-            grace: seconds, after which the remaining calls are stopped.
-        """
         await self._listener.close()
         self.http2.begin_shutdown()
         self._services.end_streams()
         await self.http2.drain(grace, Stopping("the server is stopping, and its time is over"))
         self._threads.close()
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether no thread of the server runs anything."""
-        return self._threads.is_idle
 
     async def _inflate(self, content: bytes, encoding: str, limit: int, lease: Lease) -> bytes:
         """Inflate a message in a thread. Raises as `inflate`, and Full when no thread or memory is free."""

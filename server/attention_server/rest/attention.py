@@ -34,10 +34,9 @@ from attention_server.transport.futures import wait_until_deadline
 from attention_server.transport.offload import (
     INLINE_BYTES,
     INLINE_JSON_TENSOR_BYTES,
-    INLINE_TEXT_BYTES,
     is_large_json,
     should_offload,
-    should_offload_request,
+    submit_decoded,
 )
 
 M = TypeVar("M", bound=Message)
@@ -105,7 +104,7 @@ class AttentionRoutes:
                     body, call.lease, lambda: service.submit_memory(decode(body, model), call)
                 )
             wanted = decode(body, model)
-            takes_long = wanted.key is None and len(body) > INLINE_TEXT_BYTES
+            takes_long = should_offload(len(body), 1, text=wanted.key is None)
             return await threads.run_if(takes_long, lambda: service.submit_memory(wanted, call))
 
         async def handle(body: bytes) -> HttpResponse:
@@ -137,7 +136,7 @@ class AttentionRoutes:
     async def _submit_json(
         self, model: str, version: int, call: CallContext, body: bytes
     ) -> "tuple[Future[Response], json.Encoding]":
-        service, threads = self._service, self._exchange.threads
+        service = self._service
 
         def decode_and_submit() -> "tuple[Future[Response], json.Encoding]":
             request, encoding = json.decode_request(body, model, version, service.limits)
@@ -146,9 +145,10 @@ class AttentionRoutes:
         if is_large_json(body):
             return await self._exchange.decode_large(body, call.lease, decode_and_submit)
         request, encoding = json.decode_request(body, model, version, service.limits)
-        if should_offload_request(request, len(body)):
-            return await threads.run(lambda: service.submit(request, call)), encoding
-        return service.submit(request, call), encoding
+        future = await submit_decoded(
+            self._exchange.threads, len(body), 1, lambda: request, lambda decoded: service.submit(decoded, call)
+        )
+        return future, encoding
 
     async def _submit_protobuf(
         self, model: str, version: int, call: CallContext, body: bytes
@@ -158,13 +158,14 @@ class AttentionRoutes:
         message = await threads.run_if(takes_long, lambda: parse_protobuf(pb.AttendRequest, body, call.lease))
         message.model = url_or_body("model", model, message.model)
         message.version = url_or_body("version", version, message.version)
-        if should_offload(len(body), len(message.inputs)):
-            future = await threads.run(lambda: service.submit(proto.decode_request(message, service.limits), call))
-            return future, "json"
-        request = proto.decode_request(message, service.limits)
-        if should_offload_request(request, len(body)):
-            return await threads.run(lambda: service.submit(request, call)), "json"
-        return service.submit(request, call), "json"
+        future = await submit_decoded(
+            threads,
+            len(body),
+            len(message.inputs),
+            lambda: proto.decode_request(message, service.limits),
+            lambda request: service.submit(request, call),
+        )
+        return future, "json"
 
     async def _respond(
         self, response: Response, encoding: json.Encoding, call: CallContext, *, as_protobuf: bool

@@ -1,8 +1,14 @@
 """Bounds on messages that are parsed, converted or written on the event loop; larger ones go to a thread."""
 
+from collections.abc import Callable
+from typing import TypeVar
+
 from attention_proto.duplicates import count
 
 from attention_server.domain.messages import Request
+from attention_server.transport.threads import Threads
+
+T = TypeVar("T")
 
 # Up to these sizes the loop is busy for a few milliseconds.
 INLINE_BYTES = 4 * 1024 * 1024
@@ -25,10 +31,32 @@ def should_offload(size: int, sequences: int, *, text: bool = False) -> bool:
     return size > (INLINE_TEXT_BYTES if text else INLINE_BYTES) or sequences > INLINE_SEQUENCES
 
 
-def should_offload_request(request: Request, size: int) -> bool:
-    """Return whether validating a request takes long; `size` is the bytes of its message."""
-    text = any(each.has_text for each in request.inputs)
-    return should_offload(size, len(request.inputs), text=text)
+async def submit_decoded(
+    threads: Threads, size: int, sequences: int, decode: Callable[[], Request], submit: Callable[[Request], T]
+) -> T:
+    """Decode an attention request and submit it; on the loop, or in a thread from the first step that takes long.
+
+    Args:
+        threads: for long work.
+        size: bytes of the message.
+        sequences: number of inputs of the message, each of which may be several sequences.
+        decode: decodes the message.
+        submit: validates and submits a request, and tokenizes its texts.
+
+    Returns:
+        The result of `submit`.
+
+    Raises:
+        Full: all threads are busy.
+        Exception: that of `decode` or `submit`.
+    """
+    if should_offload(size, sequences):
+        return await threads.run(lambda: submit(decode()))
+    request = decode()
+    text = bool([True for each in request.inputs if each.has_text])
+    if should_offload(size, len(request.inputs), text=text):
+        return await threads.run(lambda: submit(request))
+    return submit(request)
 
 
 def is_large_json(document: bytes) -> bool:
