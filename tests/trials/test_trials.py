@@ -8,7 +8,6 @@ from tests.trials import chaos, fuzz, soak
 from tests.trials.hostile_cases import CASES
 from tests.trials.subject import Wrong, judge, under_trial
 
-
 # These have shorter tests of their own in `deploy/test_proxies` and `server/test_repository_swaps`.
 BESIDE = (chaos.kill_of_one_of_two, chaos.swaps)
 
