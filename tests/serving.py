@@ -116,6 +116,11 @@ class Server:
         return self.log_file.read_text()
 
 
+def bearer(token: str) -> dict[str, str]:
+    """Return the headers of a request with a token."""
+    return {"authorization": f"Bearer {token}"}
+
+
 GRPC_SERVER: list[str] = []  # the flag of the servers that the current test starts; set by conftest
 
 

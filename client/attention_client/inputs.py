@@ -42,7 +42,7 @@ class Sequence:
         window: (left, right), the farthest keys a query may attend to, inclusive; -1 is unbounded.
         allowed: bool, broadcastable to [H, T, S]; true = may attend.
         bias: broadcastable to [H, T, S], added to the scores; -inf hides a key.
-        mask_layers: the layers with the sites that these four are for, by the names that outputs take; all when empty.
+        mask_layers: the layers that these four are for, by the names that outputs take; all when empty.
     """
 
     query: ArrayLike | None = None
@@ -105,7 +105,7 @@ class OutputSpec:
         sample: `predictions` only: draws the label in place of the most probable one. A dict of its fields does as
             well.
         spans: `weights` and `received` only: ranges of keys by name, `(begin, end)`, or a dict of these and of
-            `characters`, whether begin and end count characters of the text; the output has one column for each, the weights
+            `characters`, whether these count characters of the text; the output has one column for each, the weights
             of each head summed over it.
         fold: `weights` only: makes the layers one, [T, S], of all layers when `layers` is empty: their mean or maximum,
             after the reduction of heads (`mean` when None), or the attention rollout, for self-attention without a

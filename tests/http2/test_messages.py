@@ -1,6 +1,7 @@
 """Messages are split off received bytes, in pieces of any size."""
 
 import itertools
+import tracemalloc
 
 import pytest
 from attention_server.http2.errors import InvalidMessage, MessageTooLarge
@@ -57,12 +58,18 @@ def test_more_than_are_cut_off():
 
 def test_what_is_laid_out():
     """Room for a message grows with its received bytes: a large length alone reserves nothing."""
-    messages = MessageReader(2**30)
-    messages.feed(memoryview(prefixed(bytes(2**20))[: PREFIX + 10]))
-    assert messages.reserved_bytes == LEAST_ROOM
-    for received in range(1010, 1_000_011, 1000):
-        messages.feed(memoryview(bytes(1000)))
-        assert messages.reserved_bytes <= GROWTH * received + LEAST_ROOM
+    least = 16 * 1024  # bytes of further objects, far below the length
+    first = prefixed(bytes(2**20))[: PREFIX + 10]
+    tracemalloc.start()
+    try:
+        messages = MessageReader(2**30)
+        messages.feed(memoryview(first))
+        assert tracemalloc.get_traced_memory()[0] < LEAST_ROOM + least
+        for received in range(1010, 1_000_011, 1000):
+            messages.feed(memoryview(bytes(1000)))
+            assert tracemalloc.get_traced_memory()[0] <= GROWTH * received + LEAST_ROOM + least
+    finally:
+        tracemalloc.stop()
     messages.drop()
     assert messages.incomplete_bytes == 0
 

@@ -5,7 +5,7 @@ import hashlib
 import pytest
 import requests
 from attention_server.auth.callers import Callers
-from serving import HANG
+from serving import HANG, bearer
 
 from tests.local_server import local_server
 from tests.openapi.test_document import document
@@ -30,10 +30,6 @@ def server(dot_only, tmp_path_factory):
     with local_server(dot_only, callers=Callers(tokens)) as running:
         assert requests.get(f"{running.url}/v2", headers=bearer("limited"), timeout=HANG).status_code == 200
         yield running
-
-
-def bearer(token):
-    return {"authorization": f"Bearer {token}"}
 
 
 @pytest.mark.parametrize(

@@ -56,9 +56,5 @@ def pems(tmp_path_factory) -> Pems:
     return make_pems(tmp_path_factory.mktemp("pems"))
 
 
-def bearer(token: str) -> dict[str, str]:
-    return {"authorization": f"Bearer {token}"}
-
-
 def metadata(token: str | None) -> tuple[tuple[str, str], ...]:
     return () if token is None else (("authorization", f"Bearer {token}"),)

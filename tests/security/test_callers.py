@@ -21,12 +21,12 @@ from attention_server.rest.middleware import PUBLIC
 from attention_server.rest.oip import NOT_OFFERED
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from serving import HANG, Server, start_server
+from serving import HANG, Server, bearer, start_server
 from starlette.routing import Mount, Route
 
 from tests.local_server import local_server
 from tests.refusals import refused_by_grpc, refused_by_http
-from tests.security.conftest import bearer, make_token, metadata
+from tests.security.conftest import make_token, metadata
 
 pytestmark = pytest.mark.both_grpc_servers
 

@@ -17,10 +17,8 @@ CHUNK = b"%x\r\n%b\r\n" % (len(BODY), BODY)
 
 
 @pytest.fixture(scope="module")
-def server(repository, tmp_path_factory) -> Iterator[Server]:
-    models = tmp_path_factory.mktemp("models")
-    (models / "dot").symlink_to(repository / "dot")
-    with start_server(models) as running:
+def server(dot_only) -> Iterator[Server]:
+    with start_server(dot_only) as running:
         yield running
 
 

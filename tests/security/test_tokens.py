@@ -13,11 +13,11 @@ from attention_server.auth import callers as callers_module
 from attention_server.auth.callers import ANYONE, Callers, digest_of, new_token
 from attention_server.errors import LimitReached
 from attention_server.errors import Unauthenticated as NoCredentials
-from serving import HANG, run_server, start_server, wait_until
+from serving import HANG, bearer, run_server, start_server, wait_until
 
 from tests.local_server import IN_A_SLOT, local_server
 from tests.refusals import refused_by_grpc
-from tests.security.conftest import bearer, make_token, metadata
+from tests.security.conftest import make_token, metadata
 
 QUERY = {"query": [[1.0, 0.0]]}
 

@@ -24,11 +24,12 @@ from attention_server.errors import Full, TooLarge
 from attention_server.rest.connection import PIPELINED
 from attention_server.service.tokenization import tokenize_job
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from serving import HANG, wait_until
+from serving import HANG, bearer, wait_until
 
 from tests.http2.peer import OPENING, data, fields, headers
 from tests.local_server import LocalServer, local_server
 from tests.refusals import refused_by_grpc
+from tests.security.peers import all_of
 
 MIB = 2**20
 BUDGET = 32  # MiB
@@ -51,10 +52,6 @@ def server(repository, tmp_path_factory) -> Iterator[LocalServer]:
 
 def held(server: LocalServer) -> int:
     return server.service.account.state().held
-
-
-def bearer(name: str) -> dict[str, str]:
-    return {"authorization": f"Bearer {name}"}
 
 
 def post(server: LocalServer, name: str, **sent) -> requests.Response:
@@ -315,11 +312,5 @@ def test_requests_far_ahead_of_their_answers_end_the_connection(server):
         with peer_of(server.rest, one * (count - 1)) as peer:
             if count == PIPELINED:
                 peer.sendall(one.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n"))
-            received = b""
-            try:
-                while more := peer.recv(65536):
-                    received += more
-            except ConnectionResetError:
-                pass
-            answered = received.count(b'"alive"')
+            answered = all_of(peer).count(b'"alive"')
             assert answered == count if count == PIPELINED else answered < 2 * PIPELINED

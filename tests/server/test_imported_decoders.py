@@ -48,7 +48,8 @@ from serving import HANG, free_port, start_server
 from transformers import PreTrainedModel
 from typer.testing import CliRunner
 
-TOLERANCE = 5e-5  # of the largest value
+from tests.server.eager import TOLERANCE, distance
+
 TASK = "ForCausalLM"
 TOP = 5
 STEPS = 12
@@ -126,12 +127,6 @@ def greedy(kind: str, prompt: list[int]) -> list[int]:
     options = {"max_new_tokens": STEPS, "do_sample": False, "pad_token_id": 0}
     tokens: list[int] = model.generate(torch.tensor([prompt]), **options)[0].tolist()
     return tokens
-
-
-def distance(found: NDArray, expected: NDArray) -> float:
-    """Return the largest difference, as a part of the largest value."""
-    assert found.shape == expected.shape
-    return float(np.abs(found - expected).max() / np.abs(expected).max())
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from serving import start_server
 from transformers import PreTrainedModel
 
-from tests.server.test_imported_models import TOLERANCE, distance
+from tests.server.eager import TOLERANCE, distance
 
 SHORT = ("t5", "marian", "bart", "mbart", "pegasus", "m2m_100")
 HEADED = "t5"  # with its head, as `marian` is

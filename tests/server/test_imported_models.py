@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from attention_client import AttendResult, AttentionClient, OutputSpec
@@ -24,7 +23,8 @@ from safetensors.torch import load_file
 from serving import start_server
 from transformers import PreTrainedModel
 
-TOLERANCE = 5e-5  # of the largest value
+from tests.server.eager import TOLERANCE, distance
+
 TEXTS = ("w7", "w31 w8 w99 <mask> w5 w7 w7 w64 w12 w90 w33 w41 w58", " ".join(f"w{5 + 7 * i % 95}" for i in range(29)))
 # Each differs from a further one in its name alone, or in a detail of its embeddings; the trials have all.
 ALIKE = ("xlm-roberta", "camembert", "ernie", "xlm-roberta-xl", "bert-generation", "splinter", "jina_embeddings_v3")
@@ -71,12 +71,6 @@ def eager(model: PreTrainedModel, text: str) -> tuple[list[NDArray], NDArray]:
     with torch.no_grad():
         result = model(input_ids=tokens, output_attentions=True, return_dict=True)
     return [weights[0].numpy() for weights in result.attentions], result.last_hidden_state[0].numpy()
-
-
-def distance(found: NDArray, expected: NDArray) -> float:
-    """Return the largest difference, as a part of the largest value."""
-    assert found.shape == expected.shape
-    return float(np.abs(found - expected).max() / np.abs(expected).max())
 
 
 @pytest.mark.parametrize(

@@ -33,10 +33,8 @@ INVALID_ARGUMENT, UNIMPLEMENTED, INTERNAL = "3", "12", "13"
 
 
 @pytest.fixture(scope="module")
-def server(repository, tmp_path_factory) -> Iterator[LocalServer]:
-    folder = tmp_path_factory.mktemp("dot")
-    (folder / "dot").symlink_to(repository / "dot")
-    with local_server(folder) as running:
+def server(dot_only) -> Iterator[LocalServer]:
+    with local_server(dot_only) as running:
         yield running
 
 

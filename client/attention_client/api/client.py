@@ -86,7 +86,7 @@ class AttentionClient(BaseClient):
 
         Args:
             model: its name.
-            query: [T, query width], float32 or float16; numbers of another type are sent as float32. Or `text` or `token_ids`.
+            query: [T, query width], float32 or float16; all else is sent as float32. Or `text` or `token_ids`.
             key: [S, key width]; the query when absent, but for a cross-attention model, which needs a memory.
             value: [S, value width]; the key when absent.
             text: the query as text, for a text model.
@@ -105,7 +105,7 @@ class AttentionClient(BaseClient):
             window: (left, right), the farthest keys a query may attend to, inclusive; -1 is unbounded.
             allowed: bool, broadcastable to [H, T, S]; true = may attend.
             bias: broadcastable to [H, T, S], added to the scores; -inf hides a key.
-            mask_layers: the layers with the sites that these four are for, by the names that outputs take; all when empty.
+            mask_layers: the layers that these four are for, by the names that outputs take; all when empty.
             outputs: the outputs to send back: names, `OutputSpec`s or dicts of its fields. Empty: `output`, and
                 `predictions` where the model has a head.
             version: of the model; 0 is its default.
@@ -321,7 +321,7 @@ class AttentionClient(BaseClient):
                 model reads; `none` has such a text refused.
             version: of the model; 0 is its default.
             ttl: seconds to keep it after its last use; the server's choice when absent.
-            pinned: whether the server never evicts it to make room for further ones, within the caller's share; the time to
+            pinned: whether the server never evicts it to make room, within the caller's share; the time to
                 live holds.
             data_type: `FP32`, or `FP16`, which takes half the bytes; `max_storage_error` has the error.
             timeout: seconds, in place of the client's.

@@ -48,11 +48,6 @@ class MessageReader:
         prefix = len(self._prefix) if self._flag is None else PREFIX
         return prefix + self._filled + len(self._backlog)
 
-    @property
-    def reserved_bytes(self) -> int:
-        """The bytes of memory that are reserved for the current message."""
-        return len(self._room or b"")
-
     def feed(self, content: memoryview) -> None:
         """Add received bytes, by copying. Raises as `split`."""
         if self._backlog:

@@ -59,11 +59,6 @@ class Session(SessionState):
         session = self.session
         return not (lib.nghttp2_session_want_read(session) or lib.nghttp2_session_want_write(session))
 
-    @property
-    def unsent_bytes(self) -> int:
-        """The bytes of responses that the peer has given no room for, or the transport."""
-        return sum(body.size for body in list(self.bodies.values()))
-
     def unsent_of(self, stream: int) -> int:
         """Return the bytes of a stream's response that the peer has given no room for, or the transport."""
         body = self.bodies.get(stream)
