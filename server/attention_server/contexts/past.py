@@ -133,7 +133,7 @@ class Past(NamedTuple):
 
     @property
     def data_type(self) -> "np.dtype[Any]":
-        """The format in which the numbers are kept."""
+        """The type of the kept numbers: float32 or float16."""
         return self.pieces[0].block.sites[0][0].dtype
 
     @property

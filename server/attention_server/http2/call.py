@@ -164,7 +164,7 @@ class Call(CallLifetime):
 
     @property
     def is_started(self) -> bool:
-        """Whether a task answers it."""
+        """Whether `start` was called: a task answers the call."""
         return self.task is not None
 
     # --- lifetime ---

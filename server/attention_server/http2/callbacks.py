@@ -149,7 +149,7 @@ class SessionState:
         lib.nghttp2_submit_rst_stream(self.session, 0, stream, code)
 
     def count_reset(self) -> int:
-        """Count a stream that the peer has reset, or has made the server reset. Returns as `count_control`."""
+        """Count a stream that was reset by the peer, or by the server for its fault; return as `count_control` does."""
         return 0 if self._resets.allows() else self._calm_down()
 
     def count_control(self) -> int:

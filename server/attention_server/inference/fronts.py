@@ -61,7 +61,14 @@ class Fronts:
     def add_positions(
         self, tensors: Tensors, length: int, texts: Sequence[Tokens | None], firsts: Sequence[int] = ()
     ) -> None:
-        """Add the positions, from `firsts` or 0, and the token types, each INT64 [B, T]; of vectors all types are 0."""
+        """Add the inputs `POSITIONS` and `TYPES` of a front, INT64 [B, T], for a batch of sequences of one length.
+
+        Args:
+            tensors: receives both.
+            length: T, of each sequence.
+            texts: the tokens of each sequence, which have the types; None for vectors, with types of 0.
+            firsts: the position of the first row of each sequence; by default 0. The manifest's base is added.
+        """
         base = self.manifest.text.position_base
         zeros = np.zeros(length, np.int64)
         # Not by np.stack, which is Python of many calls.

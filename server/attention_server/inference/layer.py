@@ -274,7 +274,7 @@ class LoadedLayer:
 
     @cached_property
     def query(self) -> str:
-        """The tensor with a row for each query."""
+        """The name of the graphs' input with a row for each query: `query`, or `q` where it is projected before."""
         return "query" if "query" in self.takes else "q"
 
     @cached_property

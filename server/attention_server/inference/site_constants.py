@@ -30,7 +30,7 @@ def check_constants(layer: LoadedLayer, tolerance: float) -> None:
         tolerance: of a weight, for scores up to 1; in proportion for greater ones, which float32 rounds more.
 
     Raises:
-        WrongConstantError: they differ.
+        WrongConstantError: a weight differs by more than the tolerance, or is NaN.
     """
     about = layer.about
     found = layer.stages(_draw(layer), None, frozenset(("scores", "weights")), frozenset(), Run())

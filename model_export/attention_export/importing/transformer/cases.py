@@ -133,7 +133,11 @@ class CaseBuilder:
         return Case(name, (Tokens(tokens, types),), {"input_ids": tokens, "token_type_ids": types})
 
     def padded(self, lengths: tuple[tuple[int, ...], ...]) -> Case:
-        """Return a case in which the source hides padding, and the version sees none."""
+        """Return a case of batches that the source takes padded, with a mask, and the version without padding.
+
+        Args:
+            lengths: of each stack of the model, the number of tokens of each sequence.
+        """
         tokens, masks = [], {}
         for words, each in zip(self.words, lengths, strict=True):
             mask = (np.arange(max(each)) < np.array(each)[:, None]).astype(np.int64)

@@ -22,10 +22,15 @@ NEUTRAL: Parameters = {"priority": 0, "sequence_id": 0, "sequence_start": False,
 
 
 def check_content_type(parameters: Parameters, path: str, known: tuple[str, ...] = OF_REQUESTS) -> str:
-    """Return the content type; empty without one.
+    """Return the parameter `content_type` of a request or tensor; empty without one.
+
+    Args:
+        parameters: of the request or tensor.
+        path: of the parameters, for the error.
+        known: the content types that may be sent here.
 
     Raises:
-        InvalidRequest: the content type is none of those that are known.
+        InvalidRequest: the content type is no string, or not a known one.
     """
     name: str = typed(parameters, CONTENT_TYPE, str, "", path)
     if name and name not in known:
