@@ -14,12 +14,12 @@ PROGRAM = Path(__file__).with_name("measure_peak.py")
     [
         ("whole", 3000, "multi"),
         ("top 8", 12000, "multi"),
-        ("causal mean", 12000, "multi"),
+        pytest.param("causal mean", 12000, "multi", marks=pytest.mark.long),
         ("entropy", 8192, "multi"),
         ("rollout", 3000, "multi"),
         ("output", 16384, "multi"),
         ("output", 16384, "multi-head"),  # without scores
-        ("output, temperature", 8192, "multi"),
+        pytest.param("output, temperature", 8192, "multi", marks=pytest.mark.long),
     ],
 )
 def test_the_predicted_peak_is_the_true_one(repository, case, length, model):

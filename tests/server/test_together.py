@@ -20,14 +20,34 @@ EVERYTHING = ["q", "k", "v", "scores", "weights", "entropy", "heads", "output"]
 LONG = 300
 
 
-@pytest.fixture
-def models(repository, tmp_path):
+@pytest.fixture(scope="module")
+def models(repository, tmp_path_factory):
     """The models of vectors; of one model the version with a query that can stand in for key and value."""
+    folder = tmp_path_factory.mktemp("models")
     for name in WIDTHS:
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "1").symlink_to(repository / name / "1")
-    (tmp_path / "text-cross").symlink_to(repository / "text-cross")
-    return tmp_path
+        (folder / name).mkdir()
+        (folder / name / "1").symlink_to(repository / name / "1")
+    (folder / "text-cross").symlink_to(repository / "text-cross")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def merging_one(models):
+    """A server of `merging` for tests that leave it as it is."""
+    with merging(models) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def of_one_slot(models):
+    with local_server(models, slots=1) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def of_two_slots(models):
+    with local_server(models, slots=2, predicted=IN_A_SLOT) as server:
+        yield server
 
 
 def sequence(name, length, keys=None):
@@ -63,32 +83,34 @@ def assert_same(results, expected):
 
 @pytest.mark.parametrize("mask", [{}, {"causal": "top_left"}, {"window": {"left": 1, "right": 0}}], ids=str)
 @pytest.mark.parametrize("name", WIDTHS)
-def test_equal_lengths_of_one_request(models, connect, name, mask):
+def test_equal_lengths_of_one_request(merging_one, connect, name, mask):
     """The sequences of a request that are equally short run together; each has the answer that it has alone."""
     lengths = (3, 2, 3, 40, 3, 2, 3)
     sequences = [sequence(name, length, length + 1) for length in lengths]
-    with merging(models) as server:
-        ask = connect("grpc", server.rest, server.grpc).attend
-        options = {"outputs": EVERYTHING, **({"shared_mask": mask} if mask else {})}
-        alone = [ask(name, inputs=[each], **options)["results"][0] for each in sequences]
-        runs = server.gate.runs // len(sequences)  # of one
-        server.gate.runs = 0
-        assert_same(ask(name, inputs=sequences, **options)["results"], alone)
-        assert server.gate.runs == 3 * runs
+    gate = merging_one.gate
+    gate.reset()
+    ask = connect("grpc", merging_one.rest, merging_one.grpc).attend
+    options = {"outputs": EVERYTHING, **({"shared_mask": mask} if mask else {})}
+    alone = [ask(name, inputs=[each], **options)["results"][0] for each in sequences]
+    runs = gate.runs // len(sequences)  # of one
+    gate.reset()
+    assert_same(ask(name, inputs=sequences, **options)["results"], alone)
+    assert gate.runs == 3 * runs
 
 
-def test_texts_run_together(models, connect):
+def test_texts_run_together(merging_one, connect):
     """Texts of one length run together, fronts, heads and all, and are answered as alone."""
     texts = [("twenty one", "ein und"), ("cats and", "zwanzig Katzen"), ("dogs", "und Hunde"), ("one and", "ein ein")]
     inputs = [{"text": text, "memory_text": memory} for text, memory in texts]
-    with merging(models) as server:
-        ask = connect("grpc", server.rest, server.grpc).attend
-        outputs = [*EVERYTHING, "predictions"]
-        alone = [ask("text-cross", inputs=[each], outputs=outputs)["results"][0] for each in inputs]
-        runs = server.gate.runs // 4
-        server.gate.runs = 0
-        assert_same(ask("text-cross", inputs=inputs, outputs=outputs)["results"], alone)
-        assert server.gate.runs < 4 * runs
+    gate = merging_one.gate
+    gate.reset()
+    ask = connect("grpc", merging_one.rest, merging_one.grpc).attend
+    outputs = [*EVERYTHING, "predictions"]
+    alone = [ask("text-cross", inputs=[each], outputs=outputs)["results"][0] for each in inputs]
+    runs = gate.runs // 4
+    gate.reset()
+    assert_same(ask("text-cross", inputs=inputs, outputs=outputs)["results"], alone)
+    assert gate.runs < 4 * runs
 
 
 def queued_behind_one(server, threads, asks):
@@ -142,33 +164,32 @@ def test_one_fault_among_several(models, connect):
         assert fault.field == "inputs[0]"
 
 
-def test_one_fault_in_a_request(models, connect):
+def test_one_fault_in_a_request(merging_one, connect):
     """Where one of the sequences of a request that run together overflows, it is the one that is named."""
     bad = {"query": np.full((3, 24), 3e38, np.float32)}
-    with merging(models) as server:
-        attend = connect("grpc", server.rest, server.grpc).attend
-        with refused("INVALID_ARGUMENT", "inputs[2]", "overflows"):
-            attend("multi", inputs=[sequence("multi", 3), sequence("multi", 3), bad, sequence("multi", 3)])
+    attend = connect("grpc", merging_one.rest, merging_one.grpc).attend
+    with refused("INVALID_ARGUMENT", "inputs[2]", "overflows"):
+        attend("multi", inputs=[sequence("multi", 3), sequence("multi", 3), bad, sequence("multi", 3)])
 
 
 @pytest.mark.parametrize("outputs", [["output"], EVERYTHING], ids=str)
 @pytest.mark.parametrize("mask", [{}, {"causal": "bottom_right"}], ids=str)
 @pytest.mark.parametrize("name", WIDTHS)
-def test_a_long_sequence_that_is_alone_runs_in_every_slot(models, connect, name, mask, outputs):
-    """While no other request waits, a long sequence is cut into as many parts as there are slots; the answer has the
-    same
-    bits."""
+def test_a_long_sequence_that_is_alone_runs_in_every_slot(of_one_slot, of_two_slots, connect, name, mask, outputs):
+    """While no further request waits, a long sequence is cut into as many parts as there are slots; the answer has the
+    same bits."""
     one = sequence(name, LONG, LONG + 9)
     options = {"outputs": outputs, **({"shared_mask": mask} if mask else {})}
-    with local_server(models, slots=1) as server:
-        expected = connect("grpc", server.rest, server.grpc).attend(name, inputs=[one], **options)["results"]
-    with local_server(models, slots=2, predicted=IN_A_SLOT) as server, ThreadPoolExecutor(1) as threads:
-        server.gate.close()
-        answer = threads.submit(connect("grpc", server.rest, server.grpc).attend, name, inputs=[one], **options)
-        wait_until(lambda: server.gate.runs == 2)
-        server.gate.open()
+    expected = connect("grpc", of_one_slot.rest, of_one_slot.grpc).attend(name, inputs=[one], **options)["results"]
+    attend, gate = connect("grpc", of_two_slots.rest, of_two_slots.grpc).attend, of_two_slots.gate
+    with ThreadPoolExecutor(1) as threads:
+        gate.reset()
+        gate.close()
+        answer = threads.submit(attend, name, inputs=[one], **options)
+        wait_until(lambda: gate.runs == 2)
+        gate.open()
         assert_same(answer.result(HANG)["results"], expected)
-        wait_until(lambda: server.scheduler.idle_slots == 2)
+        wait_until(lambda: of_two_slots.scheduler.idle_slots == 2)
 
 
 def test_a_request_that_is_not_alone_runs_in_one_slot(models, connect):
