@@ -74,7 +74,7 @@ class Score:
 
     @property
     def precision(self) -> float:
-        """The share of the found links that are possible ones; 0 where no link was found."""
+        """The share of its links that are possible."""
         return self.right / max(1, self.links)
 
     @property
