@@ -201,6 +201,7 @@ def test_servers_on_a_device_pass_every_trial(monkeypatch: pytest.MonkeyPatch) -
     assert all(load.rate > 0 and load.resident_bytes > 2**20 for load in loads)
 
 
+@pytest.mark.long
 def test_servers_without_a_device_fail_the_trials_that_need_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """On this machine, `cuda` fails with the server's own words and `auto` is on the CPU, which is not passed."""
     monkeypatch.setattr(trials, "LOAD_SECONDS", 0.2)

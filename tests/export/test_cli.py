@@ -110,7 +110,7 @@ def test_matrices_of_linear_modules_are_turned(tmp_path: Path, monkeypatch: pyte
     assert "--layout: only with --weights" in refused.stderr
 
 
-@pytest.mark.usefixtures("few_lengths")
+@pytest.mark.usefixtures("few_graphs")
 def test_an_imported_multihead_attention_without_bias_is_written(tmp_path: Path) -> None:
     """`import multihead` accepts kdim, vdim and no bias, and exports a verified version."""
     theirs = nn.MultiheadAttention(8, 2, bias=False, kdim=5, vdim=3)

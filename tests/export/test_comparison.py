@@ -181,7 +181,7 @@ def import_grammar(grammar: Grammar, folder: Path) -> VersionRunner:
 
 @given(GRAMMARS)
 @settings(
-    max_examples=4,
+    max_examples=3,
     deadline=None,
     derandomize=True,
     phases=[Phase.generate],

@@ -69,7 +69,7 @@ def test_dimensions_vary_by_name(exported: Path) -> None:
     assert shapes["weights"] == ["B", 2, "T", "S"]
 
 
-@pytest.mark.usefixtures("few_lengths")
+@pytest.mark.usefixtures("few_graphs")
 def test_a_mismatch_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A graph with slightly wrong numbers is refused, and no file remains."""
     monkeypatch.setattr(export_module, "project_graph", _project_of_another_block)
@@ -84,7 +84,7 @@ def _project_of_another_block(block: MultiHead) -> Graph | None:
     return project_graph(other)
 
 
-@pytest.mark.usefixtures("few_lengths")
+@pytest.mark.usefixtures("few_graphs")
 def test_heads_wider_than_the_query_divided_are_served(tmp_path: Path) -> None:
     """A query width that is no multiple of the heads is valid if the heads have their own width."""
     dims = Dims(query=10, heads=4, head=8)

@@ -92,7 +92,7 @@ def test_a_zero_key_is_served_by_every_graph(tmp_path: Path) -> None:
         np.testing.assert_allclose(kept.weights, weights[0, ..., :40].numpy(), atol=1e-5)
 
 
-@pytest.mark.usefixtures("few_lengths")
+@pytest.mark.usefixtures("few_graphs")
 def test_an_attention_inside_another_module_is_found_by_its_prefix(tmp_path: Path) -> None:
     """`--prefix` imports an attention of an encoder layer; without it, or with another, the prefixes are named."""
     torch.manual_seed(0)

@@ -168,8 +168,10 @@ task.train(0, task.steps, on_progress)
 class TestCheckpoint:
     @pytest.mark.parametrize(
         ("then", "partial"),
-        [("wait_to_be_killed()", False), ("os.fsync = wait_to_be_killed", True)],
-        ids=["in a step", "while the checkpoint is written"],
+        [
+            pytest.param("wait_to_be_killed()", False, id="in a step", marks=pytest.mark.long),
+            pytest.param("os.fsync = wait_to_be_killed", True, id="while the checkpoint is written"),
+        ],
     )
     def test_a_killed_run_resumes_exactly(self, tmp_path, then, partial):
         """A resumed run has the same bits as an uninterrupted one, and does not repeat steps."""
@@ -238,7 +240,7 @@ class TestCommand:
         assert result.exit_code == 1
         assert said in result.output
 
-    @pytest.mark.usefixtures("few_lengths")
+    @pytest.mark.usefixtures("few_graphs")
     def test_from_file_to_service(self, tmp_path):
         """A model trained by the command predicts the learned labels over the wire."""
         data, figure, models = generate(tmp_path, lookup, 500), tmp_path / "figures" / "figure.png", tmp_path / "models"
