@@ -51,13 +51,18 @@ def _escaped(body: bytes) -> int:
 
 def _colons(content: object) -> int:
     """Return the number of colons that the text must have: one for each name, and those within strings."""
-    if isinstance(content, dict):
-        return len(content) + sum(map(_colons, content)) + sum(map(_colons, content.values()))
-    if isinstance(content, str):
-        return content.count(":") if ":" in content else 0  # a search is faster than a count where there is none
-    if isinstance(content, list) and not _of_numbers(content):
-        return sum(map(_colons, content))
-    return 0
+    total, waiting = 0, [content]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, dict):
+            total += len(each)
+            waiting += each
+            waiting += each.values()
+        elif isinstance(each, str):
+            total += each.count(":") if ":" in each else 0  # a search is faster than a count where there is none
+        elif isinstance(each, list) and not _of_numbers(each):
+            waiting += each
+    return total
 
 
 def _of_numbers(content: list[Any]) -> bool:

@@ -8,9 +8,11 @@ import numpy as np
 import orjson
 import pytest
 import requests
+from attention_proto.duplicates import has_duplicates
 from attention_server.codecs import document, number_lists
 from attention_server.codecs.document import nested, parse
 from attention_server.codecs.number_lists import NumberList, for_writing, put_back, take_out, write
+from attention_server.codecs.oip import json as oip_json
 from attention_server.errors import InvalidRequest, TooLarge
 from serving import HANG
 
@@ -172,3 +174,40 @@ def test_bodies_that_are_parsed_on_the_loop_are_small(server, path, packed):
     sent = gzip.compress(body) if packed else body
     answer = requests.post(server.url + path, data=sent, headers=headers, timeout=HANG)
     assert (answer.status_code, "65536" in answer.text) == (413, True)
+
+
+class CountedList(list):
+    """A list that counts how often it is gone through."""
+
+    times = 0
+
+    def __iter__(self):
+        CountedList.times += 1
+        return super().__iter__()
+
+
+def test_deep_lists_of_strings_are_read_once():
+    """Strings beside deep lists are gone through once, not once for each level."""
+    CountedList.times = 0
+    deep = ["b"]
+    for _ in range(900):
+        deep = [deep]
+    assert list(oip_json._strings(CountedList(["a", deep, "c"]), "data")) == ["a", "b", "c"]
+    assert CountedList.times == 1
+
+
+def test_names_in_lists_as_deep_as_the_parser_reads():
+    """A document nested as deeply as the parser reads has its names counted, with and without a duplicate."""
+    text = b"[" * 1020 + b'{"a:":1,"b":2}' + b"]" * 1020
+    assert not has_duplicates(text, orjson.loads(text))
+    twice = text.replace(b"b", b"a:")
+    assert has_duplicates(twice, orjson.loads(twice))
+
+
+def test_little_of_a_long_unknown_name_is_compared(monkeypatch):
+    """Names that resemble an unknown one are searched by its first 64 characters, however long it is."""
+    compared = []
+    monkeypatch.setattr(document.difflib, "get_close_matches", lambda name, *_: compared.append(name) or [])
+    with pytest.raises(InvalidRequest, match="no such field"):
+        document.fields({"x" * 10**6: 1}, "", ("query",))
+    assert list(map(len, compared)) == [64]

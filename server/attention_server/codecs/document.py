@@ -66,7 +66,7 @@ def fields(value: object, path: str, known: tuple[str, ...]) -> Json:
         raise InvalidRequest(f"must be an object, not {kind_of(value)}", field=path)
     for name in value:
         if name not in known:
-            close = difflib.get_close_matches(name, known, 1)
+            close = difflib.get_close_matches(name[:64], known, 1)  # which reads each character
             others = f"there is {', '.join(known)}" if known else "leave it out"
             hint = f"; did you mean {close[0]!r}?" if close else f"; {others}"
             raise InvalidRequest(f"there is no such field{hint}", field=join_path(path, name[:64]))

@@ -1,7 +1,6 @@
 """Open Inference Protocol requests and responses in JSON, with tensors in the JSON or in bytes after it."""
 
 from collections.abc import Iterator
-from itertools import chain
 from typing import Any, NamedTuple
 
 from attention_proto.codec import DTYPES
@@ -142,12 +141,18 @@ def _array(content: Json, parameters: Parameters, name: str, path: str, raw: _Bi
 
 
 def _strings(data: list[Any], field: str) -> Iterator[str]:
-    while any(isinstance(each, list) for each in data):
-        data = list(chain.from_iterable(each if isinstance(each, list) else [each] for each in data))
-    for each in data:
-        if not isinstance(each, str):
-            raise InvalidRequest("must hold strings only", field=field)
-        yield each
+    """Yield the strings of nested lists in order."""
+    open_lists = [iter(data)]
+    while open_lists:
+        for each in open_lists[-1]:
+            if isinstance(each, list):
+                open_lists.append(iter(each))
+                break
+            if not isinstance(each, str):
+                raise InvalidRequest("must hold strings only", field=field)
+            yield each
+        else:
+            open_lists.pop()
 
 
 def _outputs(content: Json) -> Iterator[RequestedOutput]:
