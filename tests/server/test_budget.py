@@ -133,17 +133,20 @@ def test_a_lease_ends_with_its_last_user():
 def test_only_as_many_computations_as_there_are_slots_need_memory_at_once():
     """Of the jobs that wait and run the largest are reserved for, as many as there are slots."""
     account = Account(1000, slots=2)
+    lease = account.lease("a")
     for peak in (100, 300, 200, 50):
-        account.add_peak(peak)
+        account.begin_job(lease, 75, peak)
     assert account.state().running == 500
-    account.hold(300, "a")
     with pytest.raises(Full):
-        account.add_peak(501)
-    account.remove_peak(300)
+        account.begin_job(lease, 1, 501)
+    assert (account.state().held, account.state().running) == (300, 500)
+    account.end_job(lease, 300)
     assert account.state().running == 300
+    lease.release()
     for peak in (100, 200, 50):
-        account.remove_peak(peak)
-    assert account.state().running == 0
+        assert account.state().held == 300  # until the last job of the lease has ended
+        account.end_job(lease, peak)
+    assert (account.state().held, account.state().running) == (0, 0)
 
 
 def test_what_a_message_becomes_is_counted_before_it_is_parsed():
@@ -182,10 +185,11 @@ def test_freed_memory_is_given_back_at_rest():
     """Once nothing has run for two looks, what engines and the allocator keep is given back, and not again."""
     account, done = Account(2**40), []
     trimmer = Trimmer(account, 2**40, lambda: done.append("trim"), lambda: done.append("release"))
-    account.add_peak(1)
+    lease = account.lease("a")
+    account.begin_job(lease, 0, 1)
     for _ in range(3):
         trimmer.look(2**26)
-    account.remove_peak(1)
+    account.end_job(lease, 1)
     trimmer.look(2**26)
     assert not done
     trimmer.look(2**26)

@@ -41,25 +41,32 @@ class Account:
     Args:
         limit: bytes that may be held at once.
         slots: computations at once.
+
+    Attributes:
+        lock: held by a lease while it changes its bytes.
     """
 
     def __init__(self, limit: int = UNBOUNDED, slots: int = 1) -> None:
         self._limit = limit
         self._slots = slots
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
         self._held = 0
         self._by_holder: dict[str, int] = {}
         self._peaks: list[int] = []  # of the jobs that wait or run, in ascending order
         self._running = 0  # the sum of the `slots` largest
         self._refused = 0
 
-    def lease(self, holder: str) -> "Lease":
-        """Return a lease of no bytes.
+    def lease(self, holder: str, count: int = 0) -> "Lease":
+        """Return a lease.
 
         Args:
             holder: the name of a caller, or the address of a peer.
+            count: bytes that it holds in any case; see `Lease.add`.
         """
-        return Lease(self, holder)
+        lease = Lease(self, holder)
+        if count:
+            lease.add(count)
+        return lease
 
     def hold(self, count: int, holder: str) -> "Lease":
         """Return a lease of some bytes. Raises as `Lease.grow`."""
@@ -79,75 +86,83 @@ class Account:
 
     def state(self) -> AccountState:
         """Return the account at this moment."""
-        with self._lock:
+        with self.lock:
             return AccountState(self._limit, self._held, self._running, self._refused)
 
-    def add_peak(self, count: int) -> None:
-        """Reserve the peak of a job's memory while it runs. As many of the largest jobs as there are slots are counted.
+    def begin_job(self, lease: "Lease", size: int, peak: int) -> None:
+        """Hold the bytes of a job, reserve its peak while it waits and runs, and add a user to its lease.
+
+        As many of the largest peaks as there are slots are counted.
 
         Raises:
-            Full: there is no room.
+            Full: there is no room; nothing is held or reserved.
+            TooLarge: there will never be.
         """
-        with self._lock:
-            insort(self._peaks, count)
-            running = sum(self._peaks[-self._slots :])
-            if running > self._running and self._held + running > self._limit:
-                self._remove_peak(count)
-                self._refused += 1
-                raise _full() if count <= self.largest else _too_large(count, self.largest)
-            self._running = running
+        with self.lock:
+            self.take(lease, size)
+            try:
+                self._add_peak(peak)
+            except Exception:
+                self.give(lease, size)
+                raise
+            lease.users += 1
 
-    def remove_peak(self, count: int) -> None:
-        """Release a job's reservation."""
-        with self._lock:
-            self._remove_peak(count)
-            self._running = sum(self._peaks[-self._slots :])
+    def end_job(self, lease: "Lease", peak: int) -> None:
+        """Release the peak of a job, and its use of its lease."""
+        with self.lock:
+            self._remove_peak(peak)
+            lease.users -= 1
+            if not lease.users:
+                self.give(lease, lease.size)
 
-    def take(self, lease: "Lease", count: int, *, is_checked: bool) -> None:
-        """Count bytes of a lease; called by the lease."""
-        holder = lease.holder
-        with self._lock:
-            own = self._by_holder.get(holder, 0) + count
-            if is_checked and own > SHARE * (self._limit - self._held - self._running - count):
-                self._refused += 1
-                raise _full() if lease.size + count <= self.largest else _too_large(lease.size + count, self.largest)
-            self._held += count
-            self._by_holder[holder] = own
-            lease.size += count
+    def take(self, lease: "Lease", count: int) -> None:
+        """Count bytes of a lease, if there is room; called with the lock held.
+
+        Raises:
+            Full: there is no room, or the holder has its share.
+            TooLarge: there will never be as much room.
+        """
+        own = self._by_holder.get(lease.holder, 0) + count
+        held = self._held + count
+        if own > SHARE * (self._limit - held - self._running):
+            self._refused += 1
+            raise _full() if lease.size + count <= self.largest else _too_large(lease.size + count, self.largest)
+        self._held = held
+        self._by_holder[lease.holder] = own
+        lease.size += count
+
+    def add(self, lease: "Lease", count: int) -> None:
+        """Count bytes of a lease in any case; called with the lock held."""
+        holder, by_holder = lease.holder, self._by_holder
+        self._held += count
+        by_holder[holder] = by_holder.get(holder, 0) + count
+        lease.size += count
 
     def give(self, lease: "Lease", count: int) -> None:
-        """Count bytes of a lease no more; called by the lease."""
-        with self._lock:
-            self._give(lease, count)
-
-    def change_users(self, lease: "Lease", by: int) -> None:
-        """Add or remove users of a lease, and release its bytes with the last one; called by the lease."""
-        with self._lock:
-            lease.users += by
-            if not lease.users:
-                self._give(lease, lease.size)
-
-    def move(self, lease: "Lease", holder: str) -> None:
-        """Count the bytes of a lease as another holder's; called by the lease."""
-        with self._lock:
-            size = lease.size
-            self._give(lease, size)
-            lease.holder = holder
-            lease.size = size
-            self._held += size
-            self._by_holder[holder] = self._by_holder.get(holder, 0) + size
-
-    def _give(self, lease: "Lease", count: int) -> None:
+        """Count bytes of a lease no more; called with the lock held."""
+        holder, by_holder = lease.holder, self._by_holder
         self._held -= count
         lease.size -= count
-        left = self._by_holder.get(lease.holder, 0) - count
+        left = by_holder.get(holder, 0) - count
         if left > 0:
-            self._by_holder[lease.holder] = left
+            by_holder[holder] = left
         else:
-            self._by_holder.pop(lease.holder, None)
+            by_holder.pop(holder, None)
+
+    def _add_peak(self, count: int) -> None:
+        peaks = self._peaks
+        insort(peaks, count)
+        running = sum(peaks[-self._slots :])
+        if running > self._running and self._held + running > self._limit:
+            del peaks[bisect_left(peaks, count)]
+            self._refused += 1
+            raise _full() if count <= self.largest else _too_large(count, self.largest)
+        self._running = running
 
     def _remove_peak(self, count: int) -> None:
-        del self._peaks[bisect_left(self._peaks, count)]
+        peaks = self._peaks
+        del peaks[bisect_left(peaks, count)]
+        self._running = sum(peaks[-self._slots :])
 
 
 class Lease:
@@ -178,22 +193,27 @@ class Lease:
             Full: there is no room, or the holder has its share.
             TooLarge: there will never be as much room.
         """
-        self._account.take(self, count, is_checked=True)
+        account = self._account
+        with account.lock:
+            account.take(self, count)
 
     def add(self, count: int) -> None:
         """Hold more bytes in any case: the bytes are in memory already, and bounded by another rule."""
-        self._account.take(self, count, is_checked=False)
+        account = self._account
+        with account.lock:
+            account.add(self, count)
 
     def shrink(self, count: int) -> None:
         """Hold fewer bytes."""
-        self._account.give(self, count)
+        account = self._account
+        with account.lock:
+            account.give(self, count)
 
     def settle(self, size: int) -> None:
         """Hold as many bytes, in any case."""
-        if size > self.size:
-            self.add(size - self.size)
-        else:
-            self.shrink(self.size - size)
+        account = self._account
+        with account.lock:
+            account.give(self, self.size - size)
 
     def check(self) -> None:
         """Check that the account has room.
@@ -207,7 +227,12 @@ class Lease:
     def move(self, holder: str) -> None:
         """Count the bytes as another holder's, once the caller is known."""
         if holder != self.holder:
-            self._account.move(self, holder)
+            account = self._account
+            with account.lock:
+                size = self.size
+                account.give(self, size)
+                self.holder = holder
+                account.add(self, size)
 
     def sibling(self) -> "Lease":
         """Return a lease of no bytes of the same holder."""
@@ -215,11 +240,16 @@ class Lease:
 
     def retain(self) -> None:
         """Add a user, such as a thread that works on the request after its caller has left."""
-        self._account.change_users(self, 1)
+        with self._account.lock:
+            self.users += 1
 
     def release(self) -> None:
         """Remove a user; the last one gives all bytes back."""
-        self._account.change_users(self, -1)
+        account = self._account
+        with account.lock:
+            self.users -= 1
+            if not self.users:
+                account.give(self, self.size)
 
 
 def _full() -> Full:

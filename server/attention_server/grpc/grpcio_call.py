@@ -50,7 +50,7 @@ class GrpcioCall(CallLifetime):
         self,
         method: str,
         context: "grpc.aio.ServicerContext[bytes, bytes]",
-        open_lease: Callable[[str], Lease],
+        open_lease: Callable[[str, int], Lease],
     ) -> None:
         super().__init__()
         self.method = method
@@ -62,8 +62,7 @@ class GrpcioCall(CallLifetime):
         self._is_finished = False
         self._has_begun = False  # the response
         self._read_bytes = 0  # of the message read last
-        self.lease = open_lease(self.certificate or self.host)
-        self.lease.add(CALL_BYTES)
+        self.lease = open_lease(self.certificate or self.host, CALL_BYTES)
 
     @cached_property
     def headers(self) -> Mapping[bytes, bytes]:
@@ -213,7 +212,7 @@ class GrpcioHandlers(grpc.GenericRpcHandler):
         calls: the open calls.
     """
 
-    def __init__(self, on_call: Callable[[GrpcioCall], None], open_lease: Callable[[str], Lease]) -> None:
+    def __init__(self, on_call: Callable[[GrpcioCall], None], open_lease: Callable[[str, int], Lease]) -> None:
         self._on_call = on_call
         self._open_lease = open_lease
         self.calls: set[GrpcioCall] = set()

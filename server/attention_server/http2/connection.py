@@ -123,8 +123,7 @@ class Connection(asyncio.BufferedProtocol):
             transport.abort()
             return
         self.certificate = server.certificate_name(transport) or ""
-        self._lease = server.lease(self.certificate or self.host)
-        self._lease.add(CONNECTION_BYTES)
+        self._lease = server.lease(self.certificate or self.host, CONNECTION_BYTES)
         self._check_timer = self._loop.call_later(server.timeouts.check, self._check)
         self.flush()
 
@@ -235,8 +234,7 @@ class Connection(asyncio.BufferedProtocol):
         server = self._server
         self._begun_calls += 1
         server.turns.add_call(self.host)
-        lease = server.lease(self.certificate or self.host)
-        lease.add(CALL_BYTES + size)
+        lease = server.lease(self.certificate or self.host, CALL_BYTES + size)
         call = Call(
             self,
             stream,

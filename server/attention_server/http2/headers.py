@@ -25,13 +25,15 @@ class Headers:
     def __init__(self, headers: Sequence[Header]) -> None:
         self._kept = headers  # `pairs` points into these bytes
         self.count = len(headers)
-        self.pairs = pairs = ffi.new(PAIRS, self.count)
-        for i, (name, value) in enumerate(headers):
-            pair = pairs[i]
-            indexed = name in INDEXED
-            pair.name, pair.namelen = _pointer(name), len(name)
-            pair.value, pair.valuelen = _pointer(value) if indexed else ffi.from_buffer(value), len(value)
-            pair.flags = 0 if indexed else NO_INDEX
+        self.pairs = ffi.new(
+            PAIRS,
+            [
+                (_pointer(name), _pointer(value), len(name), len(value), 0)
+                if name in INDEXED
+                else (_pointer(name), ffi.from_buffer(value), len(name), len(value), NO_INDEX)
+                for name, value in headers
+            ],
+        )
 
 
 @functools.cache

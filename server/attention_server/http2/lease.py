@@ -24,5 +24,6 @@ class Lease(Protocol):
         """Hold none any more, once every further user of the lease has released it."""
 
 
-OpenLease = Callable[[str], Any]
-"""Returns a lease of no bytes for a peer's address: a `Lease`, of the type that the calls' receiver knows."""
+OpenLease = Callable[[str, int], Any]
+"""Returns a lease of a peer's address that holds so many bytes in any case: a `Lease`, of the type that the calls'
+receiver knows."""

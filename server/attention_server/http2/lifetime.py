@@ -1,6 +1,7 @@
 """The life of a call: a coroutine answers it in a task, which may be stopped with a reason."""
 
 import asyncio
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -17,8 +18,7 @@ class CallLifetime(ABC):
 
     def __init__(self) -> None:
         self.task: asyncio.Task[None] | None = None
-        self._has_run = False  # the task
-        self._unrun: Coroutine[Any, Any, None] | None = None  # answers the call, and need not
+        self._must_run = False
         self._stop_reason: Exception | None = None
         self._done_callbacks: list[Callable[[], None]] = []
 
@@ -29,15 +29,15 @@ class CallLifetime(ABC):
             answer: the coroutine.
             must_run: run it even for a call that is over before its first step, since it ends what was begun.
         """
-        self._unrun = None if must_run else answer
-        self.task = asyncio.get_running_loop().create_task(self._run(answer))
+        self._must_run = must_run
+        self.task = asyncio.get_running_loop().create_task(answer)
         self.task.add_done_callback(self._on_task_done)
 
     def stop(self, reason: Exception, /) -> None:
         """Cancel the task; `stop_reason` returns the reason then."""
         if not self.task or self.task.done() or self._stop_reason:
             return
-        if not self._has_run:  # a task that is cancelled before its first step could not finish the call
+        if not _has_run(self.task):  # a task that is cancelled before its first step could not finish the call
             asyncio.get_running_loop().call_soon(self.stop, reason)
             return
         self._stop_reason = reason
@@ -46,9 +46,8 @@ class CallLifetime(ABC):
 
     def abandon(self, reason: Exception, /) -> None:
         """Stop a call that is over. A task before its first step is dropped, which costs little."""
-        if self.task and self._unrun and not (self._has_run or self._stop_reason):
+        if self.task and not (self._must_run or self._stop_reason or _has_run(self.task)):
             self._stop_reason = reason
-            self._unrun.close()
             self.task.cancel()
         else:
             self.stop(reason)
@@ -74,11 +73,12 @@ class CallLifetime(ABC):
         for callback in callbacks:
             callback()
 
-    async def _run(self, answer: Coroutine[Any, Any, None]) -> None:
-        self._has_run = True
-        self._unrun = None
-        await answer
-
     def _on_task_done(self, task: "asyncio.Task[None]") -> None:
         self._call_done_callbacks()
         self._on_answered(None if task.cancelled() else task.exception())
+
+
+def _has_run(task: "asyncio.Task[None]") -> bool:
+    """Return whether a task has taken its first step."""
+    state = inspect.getcoroutinestate(task.get_coro())  # type: ignore[arg-type] # a task runs no plain generator
+    return state != inspect.CORO_CREATED

@@ -8,7 +8,7 @@ SLICE_LEAST, SLICE_MOST = 1024, 16 * 1024  # bytes that are processed at once; f
 MANY_CALLS = 4  # in a slice
 READ_SECONDS = 0.00025  # a read that takes longer counts as several
 READ_LEAST, READ_MOST = 16 * 1024, 256 * 1024  # bytes that are read of a connection at once
-QUICK_SECONDS, SLOW_SECONDS = 0.0005, 0.002  # after a quicker read the next is twice as large, after a slower one half
+QUICK_SECONDS, SLOW_SECONDS = 0.001, 0.002  # after a quicker read the next is twice as large, after a slower one half
 
 
 class RateLimit:

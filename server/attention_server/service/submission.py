@@ -1,6 +1,7 @@
 """Steps of a submission: the bytes of a job, and the wait for the graphs of its version."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 from attention_server.budget.account import Account, Lease
@@ -19,16 +20,8 @@ def reserve(job: Job[Any, Any], account: Account, lease: Lease) -> Callable[[], 
         Full: there is no room.
         TooLarge: there will never be.
     """
-    peak = job.peak
-    lease.grow(job.size)
-    account.add_peak(peak)
-    lease.retain()
-
-    def give_back() -> None:
-        account.remove_peak(peak)
-        lease.release()
-
-    return give_back
+    account.begin_job(lease, job.size, job.peak)
+    return partial(account.end_job, lease, job.peak)
 
 
 def submit_after(
