@@ -29,7 +29,7 @@ from attention_server.http2.messages import PREFIX, MessageReader
 from attention_server.http2.session import Session
 
 CREDIT = STREAM_WINDOW // 4  # bytes of room that are returned at once; nghttp2 tells the peer at half a window
-COPIED = 4096  # a message of at most so many bytes is copied behind its prefix, not sent as a second piece
+COPIED = 16 * 1024  # a message of at most so many bytes is copied behind its prefix, not sent as a second piece
 ENCODINGS = ("deflate", "gzip")
 LONGEST = 365 * 86_400.0  # seconds; a longer timeout is none
 TIMEOUT = re.compile(rb"(\d{1,8})([HMSmun])")
@@ -358,24 +358,32 @@ class Call(CallLifetime):
             return
         self._is_finished = True
         session = self._connection.session
-        if content is not None:
-            self._send(content, None)
-        if self._has_headers:
-            session.send_trailers(self._stream, Headers(trailers))
+        if content is not None and not self._has_headers:
+            session.answer(self._stream, RESPONSE_HEADERS, _framed(content), Headers(trailers))
         else:
-            session.respond(self._stream, Headers([*RESPONSE, *trailers]))
+            if content is not None:
+                self._send(content, None)
+            if self._has_headers:
+                session.send_trailers(self._stream, Headers(trailers))
+            else:
+                session.respond(self._stream, Headers([*RESPONSE, *trailers]))
         self._connection.flush()
 
     def _send(self, content: bytes, on_sent: Callable[[], None] | None) -> None:
-        session, prefix = self._connection.session, b"\0" + len(content).to_bytes(4, "big")
+        session = self._connection.session
         if not self._has_headers:
             self._has_headers = True
             session.send_headers(self._stream, RESPONSE_HEADERS)
-        if len(content) <= COPIED:
-            session.send_data(self._stream, prefix + content, on_sent)
-        else:
-            session.send_data(self._stream, prefix)
-            session.send_data(self._stream, content, on_sent)
+        *first, last = _framed(content)
+        for piece in first:
+            session.send_data(self._stream, piece)
+        session.send_data(self._stream, last, on_sent)
+
+
+def _framed(content: bytes) -> tuple[bytes, ...]:
+    """Return the pieces of a message behind its prefix; a short one is copied."""
+    prefix = b"\0" + len(content).to_bytes(4, "big")
+    return (prefix + content,) if len(content) <= COPIED else (prefix, content)
 
 
 def _headers_error() -> CallError:

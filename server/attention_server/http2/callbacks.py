@@ -4,7 +4,7 @@ nghttp2 calls back within `Session.receive` and `Session.data_to_send`; no callb
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -46,6 +46,7 @@ from attention_server.http2.share import RateLimit
 
 log = structlog.get_logger()
 lib = load_library()
+buffer = ffi.buffer
 
 Buffer = bytes | memoryview
 HEADER_OVERHEAD = 32  # RFC 9113, 6.5.2
@@ -88,6 +89,10 @@ class IncomingHeaders:
 class OutgoingBody:
     """The unsent part of a response's body.
 
+    Args:
+        pieces: the bytes that it has so far.
+        trailers: None while more pieces may be added.
+
     Attributes:
         pieces: the bytes, each piece with a callback for when it was given to the transport.
         size: of all pieces, in bytes.
@@ -97,10 +102,13 @@ class OutgoingBody:
 
     __slots__ = ("is_deferred", "pieces", "size", "trailers")
 
-    def __init__(self) -> None:
+    def __init__(self, pieces: Sequence[Buffer] = (), trailers: Headers | None = None) -> None:
         self.pieces: deque[tuple[memoryview, Callable[[], None] | None]] = deque()
         self.size = 0
-        self.trailers: Headers | None = None
+        for piece in pieces:
+            self.pieces.append((memoryview(piece), None))
+            self.size += len(piece)
+        self.trailers = trailers
         self.is_deferred = False
 
 
@@ -217,9 +225,10 @@ def _on_header(_: Any, frame: Any, name: Any, name_size: int, value: Any, value_
     state: SessionState = from_handle(user)
     incoming = state.incoming.get(frame.stream_id)
     if incoming is not None:
-        incoming.size += name_size + value_size + HEADER_OVERHEAD
-        if incoming.fit and incoming.size <= HEADER_BYTES and len(incoming.fields) < HEADER_COUNT:
-            incoming.fields[ffi.buffer(name, name_size)[:]] = ffi.buffer(value, value_size)[:]
+        incoming.size = size = incoming.size + name_size + value_size + HEADER_OVERHEAD
+        fields = incoming.fields
+        if size <= HEADER_BYTES and incoming.fit and len(fields) < HEADER_COUNT:
+            fields[buffer(name, name_size)[:]] = buffer(value, value_size)[:]
         elif incoming.fit:
             incoming.fit = False
             if incoming.are_trailers:
@@ -277,7 +286,7 @@ def _on_data_chunk(_: Any, __: int, stream: int, content: Any, size: int, user: 
     state.received_bytes += size
     state.has_content = True
     if stream not in state.answered:
-        state.events.on_data(stream, memoryview(ffi.buffer(content, size)))
+        state.events.on_data(stream, memoryview(buffer(content, size)))
     return 0
 
 
@@ -333,18 +342,20 @@ def _send_data(_: Any, frame: Any, head: Any, size: int, __: Any, user: Any) -> 
     """Send a frame's share of a body without copying it."""
     state: SessionState = from_handle(user)
     body = state.bodies[frame.stream_id]
-    state.out.append(ffi.buffer(head, 9)[:])
+    state.out.append(buffer(head, 9)[:])
     state.out_size += 9 + size
     body.size -= size
+    out, pieces = state.out, body.pieces
     while size:
-        piece, on_sent = body.pieces[0]
-        if len(piece) > size:
-            state.out.append(piece[:size])
-            body.pieces[0] = piece[size:], on_sent
+        piece, on_sent = pieces[0]
+        length = len(piece)
+        if length > size:
+            out.append(piece[:size])
+            pieces[0] = piece[size:], on_sent
             break
-        state.out.append(piece)
-        size -= len(piece)
-        body.pieces.popleft()
+        out.append(piece)
+        size -= length
+        pieces.popleft()
         if on_sent:
             on_sent()
     return 0

@@ -1,6 +1,6 @@
 """The server's side of one HTTP/2 connection, by nghttp2. It does no I/O: bytes go in, events and bytes come out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from attention_server.http2.callbacks import (
@@ -104,6 +104,12 @@ class Session(SessionState):
     def consume(self, stream: int, count: int) -> None:
         """Make room for as many bytes more of a request's body."""
         lib.nghttp2_session_consume_stream(self.session, stream, count)
+
+    def answer(self, stream: int, headers: Headers, pieces: Sequence[Buffer], trailers: Headers) -> None:
+        """Send a whole response: headers, the pieces of a body, which are not copied, and trailers."""
+        self.answered.add(stream)
+        self.bodies[stream] = OutgoingBody(pieces, trailers)
+        lib.nghttp2_submit_response(self.session, stream, headers.pairs, headers.count, BODY_PROVIDER)
 
     def send_headers(self, stream: int, headers: Headers) -> None:
         """Begin a response with a body."""
