@@ -78,7 +78,8 @@ def decode_request(message: pb.AttendRequest, limits: Limits) -> Request:
     inputs: list[Sequence] = []
     for i, sequence in enumerate(message.inputs):
         inputs += _sequences(sequence, f"inputs[{i}]", limits)
-        limits.check_sequences(len(inputs), "inputs")
+        if len(inputs) > limits.sequences:
+            limits.check_sequences(len(inputs), "inputs")
     return Request(
         message.model,
         message.version,
@@ -86,7 +87,7 @@ def decode_request(message: pb.AttendRequest, limits: Limits) -> Request:
         tuple([_output_spec(spec, f"outputs[{i}]") for i, spec in enumerate(message.outputs)]),
         _mask(message.mask, "mask") if message.HasField("mask") else NO_MASK,
         message.token_offsets,
-        tuple([Ablation(tuple(each.layers), tuple(each.heads)) for each in message.ablate]),
+        tuple([Ablation(tuple(each.layers), tuple(each.heads)) for each in message.ablate]) if message.ablate else (),
         message.score_temperature if message.HasField("score_temperature") else None,
     )
 

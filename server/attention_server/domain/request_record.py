@@ -113,22 +113,19 @@ class RequestRecord:
         self.reason = reason
         self.field_at_fault = field_at_fault[:128]
 
-    @property
-    def queued_ns(self) -> int:
-        """Time in the queue, and in waiting for further jobs of the same turn."""
-        if not self.running:
-            return 0
-        return self.running - self.submitted + (self.settled - self.computed if self.settled else 0)
+    def durations(self) -> tuple[int, int, int]:
+        """Return the nanoseconds in the queue, of the computation, and of the encoding; 0 for what did not happen.
 
-    @property
-    def compute_ns(self) -> int:
-        """Nanoseconds of the computation; 0 where none has ended."""
-        return self.computed - self.running if self.computed else 0
-
-    @property
-    def encode_ns(self) -> int:
-        """Time between computation and encoded answer."""
-        return self.written - (self.settled or self.computed) if self.computed and self.written else 0
+        The first has the wait for further jobs of the same turn, the last begins behind it.
+        """
+        running, computed = self.running, self.computed
+        if not running:
+            return 0, 0, 0
+        if not computed:
+            return running - self.submitted, 0, 0
+        settled = self.settled or computed
+        written = self.written
+        return running - self.submitted + settled - computed, computed - running, written - settled if written else 0
 
     @property
     def trace_id(self) -> str:
@@ -140,5 +137,5 @@ class RequestRecord:
         """Return the value of the header Server-Timing, in milliseconds; empty where nothing was computed."""
         if not self.computed:
             return ""
-        queued, computed, encoded = self.queued_ns, self.compute_ns, self.encode_ns
+        queued, computed, encoded = self.durations()
         return f"queue;dur={queued / 1e6:.3f}, compute;dur={computed / 1e6:.3f}, encode;dur={encoded / 1e6:.3f}"

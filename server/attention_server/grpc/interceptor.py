@@ -35,6 +35,7 @@ HELD_BYTES = 256 * 1024  # bytes of answered calls that may stay counted
 ID, TIMING = REQUEST_ID.encode(), SERVER_TIMING.encode()
 PUSHBACK = b"grpc-retry-pushback-ms"  # obeyed by gRPC's own retries
 OBSERVED_HEADERS = {name.encode(): name for name in (REQUEST_ID, *TRACE_HEADERS)}
+OBSERVED_NAMES = frozenset(OBSERVED_HEADERS)
 
 log = structlog.get_logger()
 
@@ -315,6 +316,8 @@ def _trailers(record: RequestRecord) -> tuple[Header, ...]:
 def _observed_headers(call: GrpcCall) -> dict[str, str]:
     """Return the headers that the observer reads."""
     sent = call.headers
+    if OBSERVED_NAMES.isdisjoint(sent):
+        return {}
     return {text: sent[name].decode("latin-1") for name, text in OBSERVED_HEADERS.items() if name in sent}
 
 

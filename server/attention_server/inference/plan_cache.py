@@ -49,8 +49,10 @@ class PlanCache:
         Raises:
             InvalidRequest: the model does not offer it.
         """
-        if [spec for spec in specs if spec.sample is not None]:
-            specs = tuple([spec if spec.sample is None else _without_seed(spec, spec.sample) for spec in specs])
+        for spec in specs:
+            if spec.sample is not None:
+                specs = tuple([each if each.sample is None else _without_seed(each, each.sample) for each in specs])
+                break
         if is_small(specs):
             return self._kept(specs, changes)
         return CachedPlan(make_plan(specs, self._manifest, changes))
@@ -61,6 +63,8 @@ def is_small(specs: tuple[OutputSpec, ...]) -> bool:
     if len(specs) > MAX_SPEC_SIZE:
         return False
     for spec in specs:  # a generator would take longer than the comparison
+        if not (spec.rows or spec.heads or spec.alias or spec.layers or spec.pairs or spec.spans):
+            continue
         names = (spec.alias, *spec.layers, *spec.pairs, *[span.name for span in spec.spans])
         if len(spec.rows) + len(spec.heads) + sum(map(len, names)) > MAX_SPEC_SIZE:
             return False

@@ -69,9 +69,12 @@ def sampling_seed(specs: Sequence[OutputSpec]) -> int | None:
     Raises:
         InvalidRequest: there are two.
     """
-    samples = [spec.sample for spec in specs if spec.sample is not None]
-    if not samples:
+    for spec in specs:  # most requests draw nothing
+        if spec.sample is not None:
+            break
+    else:
         return None
+    samples = [spec.sample for spec in specs if spec.sample is not None]
     seeds = {sample.seed for sample in samples}
     if len(seeds) > 1:
         raise InvalidRequest("have samples of several seeds; predictions are made once", field="outputs")

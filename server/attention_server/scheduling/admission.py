@@ -83,15 +83,17 @@ class AdmissionController:
                 ):
                     raise queue_full("the queue is full: more is asked for than can be computed")
                 self._admitted += 1
-            self._holders[caller] += 1
+            self._holders[caller] = self._holders.get(caller, 0) + 1  # += of an absent key is slow
             return Permit(self, caller, now)
 
     def release(self, caller: str, acquired_at: float) -> None:
         """Release a permit; called by `Permit.release`."""
         with self._lock:
             self._held_seconds += self._clock() - max(acquired_at, self._tripped_at)
-            self._holders[caller] -= 1
-            if not self._holders[caller]:
+            left = self._holders[caller] - 1
+            if left:
+                self._holders[caller] = left
+            else:
                 del self._holders[caller]
 
     def _is_over(self, now: float) -> bool:

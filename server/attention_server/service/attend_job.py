@@ -73,7 +73,12 @@ class Group:
 
     def full_peak(self) -> int:
         """Return the bytes that a full pass of such sequences needs beside, or the group itself, if these are more."""
-        of_row = max([profile.peak_bytes / profile.queries for profile in self.profiles]) if self.peak else 0.0
+        if not self.peak:
+            return 0
+        if len(self.profiles) == 1:
+            of_row = self.profiles[0].peak_bytes / self.profiles[0].queries
+        else:
+            of_row = max([profile.peak_bytes / profile.queries for profile in self.profiles])
         return max(self.peak, min(PASS_BYTES, int(of_row * self.profiles[0].company.max_rows)))
 
 
@@ -108,15 +113,16 @@ class AttendJob:
     cost: float = field(init=False)
 
     def __post_init__(self) -> None:
-        self.groups = _group(self.prepared, self.profiles)
-        self.cost = sum([group.cost for group in self.groups]) * self.cached_plan.correction.factor
+        self.groups = groups = _group(self.prepared, self.profiles)
+        cost = groups[0].cost if len(groups) == 1 else sum([group.cost for group in groups])
+        self.cost = cost * self.cached_plan.correction.factor
 
     def to_job(self, scheduler: Scheduler) -> "Job[AttendJob, Response]":
         """Return the scheduler's job. Jobs with equal plans, each of sequences that may share a pass, may do so."""
         self.call.record.mark_submitted()
-        group, company = self.groups[0], self.profiles[0].company
-        share, peak = None, max([each.peak for each in self.groups])
-        if len(self.groups) == 1 and company.kind is not None:
+        group, company, is_single = self.groups[0], self.profiles[0].company, len(self.groups) == 1
+        share, peak = None, group.peak if is_single else max([each.peak for each in self.groups])
+        if is_single and company.kind is not None:
             share = Share(
                 key=(self.cached_plan, company.kind),
                 rows=group.rows,
@@ -131,7 +137,7 @@ class AttendJob:
             deadline=self.call.deadline,
             caller=self.call.caller,
             cost=self.cost,
-            size=sum([group.size for group in self.groups]),
+            size=group.size if is_single else sum([each.size for each in self.groups]),
             peak=peak,
             share=share,
         )
@@ -159,8 +165,13 @@ class AttendJob:
         Raises:
             TooLarge, Full: the store has no room for one.
         """
-        kept = [self._kept(each, result) for each, result in zip(self.prepared, results, strict=True)]
-        told = tuple(self.baseline.subtract(kept, self.cached_plan))
+        for each in self.prepared:
+            if each.continuation is not None:
+                results = [self._kept(*pair) for pair in zip(self.prepared, results, strict=True)]
+                break
+        if self.baseline.fields:
+            results = self.baseline.subtract(results, self.cached_plan)
+        told = tuple(results)
         request, model = self.request, self.model
         changes = request.ablate, request.score_temperature
         return Response(model.name, model.version, told, request.token_offsets, *changes)

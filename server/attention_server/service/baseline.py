@@ -29,8 +29,6 @@ class Baseline(NamedTuple):
 
     def subtract(self, results: Sequence[Result], cached_plan: CachedPlan) -> list[Result]:
         """Return the results of the sequences, of which those behind the baseline are the second half."""
-        if not self.fields:
-            return list(results)
         names = [output.name for output in cached_plan.plan.outputs if output.field in self.fields]
         half = len(results) // 2
         return [_difference(*each, names) for each in zip(results[:half], results[half:], strict=True)]
@@ -45,6 +43,11 @@ def without_baselines(outputs: Sequence[OutputSpec]) -> tuple[tuple[OutputSpec, 
     Raises:
         InvalidRequest: an output takes no baseline, or there are two.
     """
+    for each in outputs:  # most requests name none
+        if each.baseline:
+            break
+    else:
+        return tuple(outputs), NO_BASELINE
     named = {each.path or f"outputs[{i}]": each for i, each in enumerate(outputs) if each.baseline}
     for field, spec in named.items():
         _check(spec, join_path(field, "baseline"))

@@ -8,6 +8,7 @@ from attention_server.contexts.store import HeldMemories
 from attention_server.domain.limits import Limits
 from attention_server.domain.messages import Request, Sequence
 from attention_server.errors import InvalidRequest
+from attention_server.inference.input_checker import InputChecker
 from attention_server.inference.input_profile import InputProfile
 from attention_server.inference.model import LoadedModel
 from attention_server.inference.plan_cache import CachedPlan
@@ -38,12 +39,16 @@ def prepare_request(
         raise InvalidRequest("send at least one sequence", field="inputs")
     prepared: list[PreparedInput] = []
     profiles: list[InputProfile] = []
-    answer_bytes = work_bytes = longest = 0
+    answer_bytes = work_bytes = 0
     seed = sampling_seed(request.outputs)
     faults: list[tuple[str, str]] = []  # of sequences; an error itself would refer to this frame
+    checker, mask = model.checker, request.mask
     for sequence in request.inputs:
         try:
-            parts = _prepare_sequence(sequence, request.mask, model, cached_plan, held, limits)
+            if sequence.part is None:
+                parts = checker.prepare(sequence, cached_plan, mask, held, limits)
+            else:
+                parts = _prepare_part(sequence, mask, checker, cached_plan, held, limits)
         except InvalidRequest as error:
             if sequence.part is not None or not _is_of(error, sequence):
                 raise
@@ -56,11 +61,12 @@ def prepare_request(
             profiles.append(profile)
             work_bytes += (profile.work_bytes + profile.head_bytes) * each.batch
             answer_bytes += profile.answer_bytes * each.batch
-            longest = max(longest, profile.queries, profile.keys)
-            limits.check_work(work_bytes, longest)
-            limits.check_answer(
-                answer_bytes, partial(model.checker.fitting_answer, each, cached_plan.plan, limits.answer_bytes)
-            )
+            if work_bytes > limits.work_bytes or answer_bytes > limits.answer_bytes:
+                longest = max([max(one.queries, one.keys) for one in profiles])
+                limits.check_work(work_bytes, longest)
+                limits.check_answer(
+                    answer_bytes, partial(checker.fitting_answer, each, cached_plan.plan, limits.answer_bytes)
+                )
     if faults:
         (field, message), *others = faults
         raise InvalidRequest(message, field=field, others=others)
@@ -72,16 +78,14 @@ def _is_of(error: InvalidRequest, sequence: Sequence) -> bool:
     return bool(sequence.path) and error.field.startswith(sequence.path)
 
 
-def _prepare_sequence(
-    sequence: Sequence, mask: Mask, model: LoadedModel, cached_plan: CachedPlan, held: HeldMemories, limits: Limits
+def _prepare_part(
+    sequence: Sequence, mask: Mask, checker: InputChecker, cached_plan: CachedPlan, held: HeldMemories, limits: Limits
 ) -> list[tuple[PreparedInput, InputProfile]]:
-    """Validate and prepare a sequence or a batch; an error names the sequence of a batch."""
+    """Validate and prepare a batch or a sequence of one; an error names the sequence."""
     try:
-        return model.checker.prepare(sequence, cached_plan, mask, held, limits)
+        return checker.prepare(sequence, cached_plan, mask, held, limits)
     except InvalidRequest as error:
-        if sequence.part is None:
-            raise
         if sequence.batch > 1:
             for one in sequence.each():
-                _prepare_sequence(one, mask, model, cached_plan, held, limits)
+                _prepare_part(one, mask, checker, cached_plan, held, limits)
         raise error.of_part(sequence.part) from error

@@ -374,9 +374,14 @@ class Service:
         cached_plan = model.plan(outputs, request.ablate, request.score_temperature)
         computed = behind_baseline(request, baseline, model, held)
         prepared, profiles = prepare_request(computed, model, cached_plan, held, self.limits)
+        all_queries, all_keys = call.record.queries, call.record.keys
         for each, profile in zip(prepared, profiles, strict=True):
-            call.record.queries += [profile.queries] * each.batch
-            call.record.keys += [profile.keys] * each.batch
+            if each.batch == 1:
+                all_queries.append(profile.queries)
+                all_keys.append(profile.keys)
+            else:
+                all_queries += [profile.queries] * each.batch
+                all_keys += [profile.keys] * each.batch
         kept_in = (self._memories, self.limits.memory_ttl)
         return kind(request, model, cached_plan, prepared, profiles, call, *kept_in, baseline).to_job(self._scheduler)
 

@@ -56,7 +56,7 @@ class Observer:
             is_stream: whether each message gets a record of its own.
             caller: the caller's name or host, as far as it is known.
         """
-        trace = {name: headers[name] for name in TRACE_HEADERS if name in headers}
+        trace = {name: headers[name] for name in TRACE_HEADERS if name in headers} if headers else {}
         record = RequestRecord(protocol, method, is_stream, request_id(headers.get(REQUEST_ID)), trace, caller=caller)
         return self._begin(record, record)
 
@@ -131,11 +131,7 @@ class Observer:
             "reason": record.reason,
             "field": record.field_at_fault,
         }
-        times = {
-            "duration_ms": record.written - record.begun,
-            "queue_ms": record.queued_ns,
-            "compute_ms": record.compute_ns,
-            "encode_ms": record.encode_ns,
-        }
+        durations = record.written - record.begun, *record.durations()
+        times = dict(zip(("duration_ms", "queue_ms", "compute_ms", "encode_ms"), durations, strict=True))
         known = {name: value for name, value in fields.items() if value}
         log.info("request", code=record.code, **known, **{name: round(ns / 1e6, 3) for name, ns in times.items() if ns})

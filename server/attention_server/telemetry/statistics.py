@@ -4,6 +4,7 @@ import threading
 import time
 from bisect import bisect_left
 from collections import Counter, deque
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,6 +16,7 @@ from attention_server.domain.request_record import OK, RequestRecord
 TIMES = tuple(int(ms * 1e6) for ms in (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000))
 LENGTHS = (1, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 BATCH = 32  # requests counted at a time
+MANY = 64  # values, of which equal ones are counted first
 SEQUENCES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
@@ -40,10 +42,18 @@ class Histogram:
         """The number of values."""
         return sum(self.counts)
 
-    def add(self, value: int, times: int = 1) -> None:
-        """Add a value `times` times."""
-        self.counts[bisect_left(self.bounds, value)] += times
-        self.total += value * times
+    def add(self, values: Sequence[int]) -> None:
+        """Add values."""
+        bounds, counts = self.bounds, self.counts
+        if not bounds:
+            counts[0] += len(values)
+        elif len(values) > MANY:  # lengths of many sequences are few different ones
+            for value, times in Counter(values).items():
+                counts[bisect_left(bounds, value)] += times
+        else:
+            for value in values:
+                counts[bisect_left(bounds, value)] += 1
+        self.total += sum(values)
 
 
 Times = partial(Histogram, TIMES)
@@ -86,28 +96,26 @@ class VersionStatistics:
     pass_sequences: Histogram = field(default_factory=partial(Histogram, SEQUENCES))
     pass_rows: Histogram = field(default_factory=Lengths)
 
-    def add(self, record: RequestRecord) -> None:
-        """Count a request."""
-        ago = time.perf_counter_ns() - record.written
-        for sequences, rows in record.passes:
-            self.pass_sequences.add(sequences)
-            self.pass_rows.add(rows)
+    def add(self, records: Sequence[RequestRecord]) -> None:
+        """Count requests."""
+        ago = time.perf_counter_ns() - max([record.written for record in records])
         self.last_inference = max(self.last_inference, (time.time_ns() - ago) // 1_000_000)
-        if record.code != OK:
-            self.failures.setdefault(record.code, Histogram()).add(record.written - record.begun)
-            return
-        self.success.add(record.written - record.begun)
-        self.checking.add(record.submitted - record.begun)
-        self.queued.add(record.queued_ns)
-        self.computing.add(record.compute_ns)
-        self.encoding.add(record.encode_ns)
-        self.sequences.add(len(record.queries))
-        for lengths, counted in ((record.queries, self.queries), (record.keys, self.keys)):
-            if len(lengths) == 1:
-                counted.add(lengths[0])
-            else:
-                for length, times in Counter(lengths).items():
-                    counted.add(length, times)
+        passes = [each for record in records for each in record.passes]
+        self.pass_sequences.add([sequences for sequences, _ in passes])
+        self.pass_rows.add([rows for _, rows in passes])
+        answered = [record for record in records if record.code == OK]
+        if len(answered) < len(records):
+            for record in records:
+                if record.code != OK:
+                    self.failures.setdefault(record.code, Histogram()).add([record.written - record.begun])
+        self.success.add([record.written - record.begun for record in answered])
+        self.checking.add([record.submitted - record.begun for record in answered])
+        durations = [record.durations() for record in answered]
+        for place, histogram in enumerate((self.queued, self.computing, self.encoding)):
+            histogram.add([each[place] for each in durations])
+        self.sequences.add([len(record.queries) for record in answered])
+        self.queries.add([length for record in answered for length in record.queries])
+        self.keys.add([length for record in answered for length in record.keys])
 
 
 class RequestLabels(NamedTuple):
@@ -137,14 +145,13 @@ class RequestStatistics:
     request_bytes: int = 0
     answer_bytes: int = 0
 
-    def add(self, record: RequestRecord) -> None:
-        """Count a request."""
-        self.codes[record.code] += 1
-        if record.reason:
-            self.reasons[record.reason] += 1
-        self.durations.add(record.written - record.begun)
-        self.request_bytes += record.request_bytes
-        self.answer_bytes += record.answer_bytes
+    def add(self, records: Sequence[RequestRecord]) -> None:
+        """Count requests."""
+        self.codes.update([record.code for record in records])
+        self.reasons.update([record.reason for record in records if record.reason])
+        self.durations.add([record.written - record.begun for record in records])
+        self.request_bytes += sum([record.request_bytes for record in records])
+        self.answer_bytes += sum([record.answer_bytes for record in records])
 
 
 class Statistics:
@@ -184,15 +191,19 @@ class Statistics:
                 self._count()
 
     def _count(self) -> None:
+        by_labels: dict[RequestLabels, list[RequestRecord]] = {}
         while self._uncounted:
             record = self._uncounted.popleft()
             key = RequestLabels(record.protocol, record.method, record.model, record.version)
-            counted = self._requests.get(key)
+            by_labels.setdefault(key, []).append(record)
+        for labels, records in by_labels.items():
+            counted = self._requests.get(labels)
             if counted is None:
-                counted = self._requests[key] = RequestStatistics()
-            counted.add(record)
-            if record.sequences is not None:
-                self._of(record.model, record.version).add(record)
+                counted = self._requests[labels] = RequestStatistics()
+            counted.add(records)
+            of_attention = [record for record in records if record.sequences is not None]
+            if of_attention:
+                self._of(labels.model, labels.version).add(of_attention)
 
     def _of(self, model: str, version: int) -> VersionStatistics:
         found = self._versions.get((model, version))
