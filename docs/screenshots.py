@@ -119,7 +119,16 @@ def sheet(browser: Browser, url: str, name: str) -> Image.Image:
             picture = Image.open(io.BytesIO(shot(browser, url, name, scheme, size))).convert("RGB")
             whole.paste(picture.resize(small, Image.Resampling.LANCZOS), (left, GAP + row * (height + GAP)))
             left += small[0] + GAP
-    return whole.quantize(256, Image.Quantize.MAXCOVERAGE)  # keeps the few pixels of a colour of a head
+    return reduced(whole)
+
+
+def reduced(picture: Image.Image) -> Image.Image:
+    """Return a picture of 256 colours: the 128 most frequent, and 128 that keep the few pixels of a head."""
+    frequent = sorted(picture.getcolors(1 << 24) or [], reverse=True)[:128]
+    spread = picture.quantize(128, Image.Quantize.MAXCOVERAGE).getpalette() or []
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([*(part for _, colour in frequent for part in colour), *spread[: 3 * 128]])
+    return picture.quantize(palette=palette, dither=Image.Dither.NONE)
 
 
 def take(url: str) -> None:

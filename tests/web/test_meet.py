@@ -78,6 +78,7 @@ def test_another_word_asks_nothing(visit, ask):
     page.on("request", lambda sent: asked.append(sent.url))
     page.get_by_role("button", name="toy", exact=True).click()
     expect(page.get_by_role("heading", level=2)).to_contain_text("does toy look")
+    expect(page.locator(".card").first).to_contain_text("at “gave” the model answers")
     assert near(page.locator(".arc-label text").all_text_contents()[0].split(" · ")[1], true[0, 6].max())
     page.keyboard.press("ArrowLeft")
     page.keyboard.press("Enter")

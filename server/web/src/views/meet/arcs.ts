@@ -84,19 +84,17 @@ export interface Label {
   width: number;
 }
 
-/** Moves labels apart that would cover each other, upwards, and keeps them inside a width. */
+/** Moves labels apart that would cover each other, upwards, where there is no room downwards, and keeps them inside a width. */
 export function apart(labels: Label[], height: number, room: number): Label[] {
   const placed: Label[] = [];
-  for (const label of labels) {
-    const x = Math.min(
-      Math.max(label.x, label.width / 2 + 2),
-      Math.max(label.width / 2 + 2, room - label.width / 2 - 2),
-    );
-    let y = label.y;
-    const covers = (other: Label) =>
-      Math.abs(other.x - x) < (other.width + label.width) / 2 + 4 && Math.abs(other.y - y) < height;
-    for (let tries = 0; tries < 12 && placed.some(covers); tries++) y -= height / 2;
-    placed.push({ x, y: Math.max(height / 2 + 1, y), width: label.width });
+  const steps = Array.from({ length: 12 }, (_, at) => (at * height) / 2);
+  for (const { x: wanted, y, width } of labels) {
+    const x = Math.min(Math.max(wanted, width / 2 + 2), Math.max(width / 2 + 2, room - width / 2 - 2));
+    const free = (at: number) =>
+      !placed.some((other) => Math.abs(other.x - x) < (other.width + width) / 2 + 4 && Math.abs(other.y - at) < height);
+    const top = height / 2 + 1;
+    const places = [...steps.map((step) => y - step), ...steps.map((step) => y + step)].filter((at) => at >= top);
+    placed.push({ x, y: places.find(free) ?? Math.max(top, y), width });
   }
   return placed;
 }

@@ -59,13 +59,14 @@ function card(
   const ordered = Array.from(row.keys()).sort((a, b) => row[b] - row[a]);
   const { key, weight } = best(row);
   const on = !state.a.off.includes(pair);
+  const { focus } = picture;
   const turn = () => edit({ off: toggled(state.a.off, pair) });
   return html`<article class="card" .style=${`--head: ${headColour(palette(), colour)}`}>
     <header><h3><span class="dot"></span>${name}${answers ? html` · ${answers}?` : nothing}</h3>
       <button type="button" role="switch" aria-checked=${on} aria-label=${`${name} on`} @click=${turn}>${on ? "on" : "off"}</button></header>
     ${
       first
-        ? html`<p class="quiet-text">looks at <b>${cut(picture.keys[key] ?? "", 16)}</b> ${share(weight)}, and the model answers</p>
+        ? html`<p class="quiet-text">looks at <b>${cut(picture.keys[key] ?? "", 16)}</b> ${share(weight)}${focus === null || focus === query ? ", and" : html`; at “${cut(picture.queries[focus] ?? "", 16)}”`} the model answers</p>
           ${line(first.label, first.probability)}
           <div class="after">${
             now

@@ -79,6 +79,7 @@ export class TranslateView implements View {
     const picture = translation.picture();
     render(
       html`
+        <h2>Which words does each new word look at?</h2>
         <p class="lead">The decoder says one word after another. Before each it looks, by cross-attention, at the words of the
           sentence it translates, which the server keeps as a <b>memory</b>: projected once, asked again for each word.</p>
         <div class="turn">
