@@ -2,12 +2,18 @@
 
 import json
 import socket
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
 from attention_server.auth.hosts import is_loopback
-from serving import HANG, Server, start_server
+from attention_server.rest import connection
+from attention_server.rest.server import RestServer
+from serving import HANG, Server, start_server, wait_until
+
+from tests.local_server import local_server
 
 MIB = 2**20
 CHUNKED = b"host: 127.0.0.1\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -113,6 +119,49 @@ def test_many_small_chunks(server):
     chunks = b"".join(b"1;x=y\r\n%c\r\n" % byte for byte in body)
     received = exchange(server, ATTEND.replace(b"host", b"connection: close\r\nhost") + chunks + b"0\r\n\r\n")
     assert received.startswith(b"HTTP/1.1 200 ")
+
+
+def test_slow_bytes_are_parsed_few_in_a_turn(dot_only, monkeypatch):
+    """Bytes that take the parser long, such as single bytes in chunks, are parsed 4 KiB in a turn of the event loop."""
+    parsed = []
+    read = connection.Connection._read
+
+    def recorded(self, data):
+        parsed.append(len(data))
+        read(self, data)
+
+    monkeypatch.setattr(connection.Connection, "_read", recorded)
+    monkeypatch.setattr(connection, "QUICK_SECONDS", 0)
+    monkeypatch.setattr(connection, "SLOW_SECONDS", 1e-9)
+    body = BODY[:-1] + b" " * 20_000 + BODY[-1:]
+    chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in body)
+    with local_server(dot_only) as server:
+        received = exchange(server, ATTEND.replace(b"host", b"connection: close\r\nhost") + chunks + b"0\r\n\r\n")
+    assert received.startswith(b"HTTP/1.1 200 ")
+    assert max(parsed) <= connection.SLICE_LEAST
+    assert sum(parsed) > len(chunks)
+
+
+def test_requests_for_metrics_share_one_exposition(dot_only, monkeypatch):
+    """While the metrics are written, further requests wait for the same text, and take no thread."""
+    begun, may_end = [], threading.Event()
+    expose = RestServer._expose
+
+    def waiting(self):
+        begun.append(self)
+        assert may_end.wait(HANG)
+        return expose(self)
+
+    monkeypatch.setattr(RestServer, "_expose", waiting)
+    get = b"GET /metrics HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
+    with local_server(dot_only) as server, ThreadPoolExecutor() as pool:
+        first = pool.submit(exchange, server, get)
+        wait_until(lambda: begun)
+        rest = [pool.submit(exchange, server, get) for _ in range(4)]
+        assert exchange(server, get.replace(b"metrics", b"healthz")).startswith(b"HTTP/1.1 200 ")
+        may_end.set()
+        assert all(b"\nattention_" in each.result(HANG) for each in (first, *rest))
+    assert len(begun) <= 2  # a second for requests that came behind the first
 
 
 # --- the Host header ---

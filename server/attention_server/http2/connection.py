@@ -16,7 +16,7 @@ from attention_server.http2.errors import ConnectionBroken, ConnectionRetired
 from attention_server.http2.lease import CALL_BYTES, CONNECTION_BYTES, Lease, OpenLease
 from attention_server.http2.limits import Limits, Timeouts
 from attention_server.http2.session import PARTS_AT_ONCE, Session, buffer
-from attention_server.http2.share import READ_MOST, READ_SECONDS, SLOW_SECONDS, ReadShare, Turns
+from attention_server.http2.share import READ_MOST, SLOW_SECONDS, ReadShare, Turns
 from attention_server.http2.stall import StallDetector
 
 SENT_AT_ONCE = 256 * 1024  # bytes
@@ -156,7 +156,7 @@ class Connection(asyncio.BufferedProtocol):
         except ConnectionBroken as error:
             self._break(error)
             begin = end
-        turns.add(self.host, int(seconds / READ_SECONDS))
+        turns.add_seconds(self.host, seconds)
         self.flush()
         return begin
 

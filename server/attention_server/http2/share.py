@@ -6,7 +6,6 @@ from typing import Protocol
 
 SLICE_LEAST, SLICE_MOST = 1024, 16 * 1024  # bytes that are processed at once; few where calls begin
 MANY_CALLS = 4  # in a slice
-READ_SECONDS = 0.00025  # a read that takes longer counts as several
 READ_LEAST, READ_MOST = 16 * 1024, 256 * 1024  # bytes that are read of a connection at once
 QUICK_SECONDS, SLOW_SECONDS = 0.001, 0.002  # after a quicker read the next is twice as large, after a slower one half
 
@@ -77,8 +76,11 @@ class Turns(Protocol):
     def take(self, host: str, /) -> bool:
         """Count a read, and return whether it may be processed now."""
 
-    def add(self, host: str, count: int = 1, /) -> None:
-        """Count a read that is processed in any case, or as many."""
+    def add(self, host: str, /) -> None:
+        """Count a read that is processed in any case."""
+
+    def add_seconds(self, host: str, seconds: float, /) -> None:
+        """Count the time of a read."""
 
     def add_call(self, host: str, /) -> None:
         """Count a call that has begun."""
@@ -97,7 +99,10 @@ class OpenTurns:
         """Return True."""
         return True
 
-    def add(self, host: str, count: int = 1, /) -> None:
+    def add(self, host: str, /) -> None:
+        """Count nothing."""
+
+    def add_seconds(self, host: str, seconds: float, /) -> None:
         """Count nothing."""
 
     def add_call(self, host: str, /) -> None:

@@ -5,6 +5,7 @@ head or trailers that are too large, and closes a connection whose peer stalls w
 waits for a computation is not cut off. All connections of one address share its turns of the event loop.
 """
 
+import time
 from asyncio import TimerHandle, Transport
 from collections import Counter
 from http import HTTPStatus
@@ -23,6 +24,8 @@ from attention_server.transport.sockets import max_connections, max_connections_
 
 HEAD_BYTES = 64 * 1024  # of the request line and the headers; of trailers too
 HEADERS = 128
+SLICE_LEAST, SLICE_MOST = 4 * 1024, 64 * 1024  # bytes that are parsed at once; few where the last took long
+QUICK_SECONDS, SLOW_SECONDS = 0.0005, 0.002  # a slice that takes longer halves the next; a read stops there
 PIPELINED = 16  # requests that a peer may send ahead of their answers
 SENT_BYTES = 64 * 1024  # of an answer that may be unsent and counted with the connection
 CHECK_SECONDS = 10.0  # between two checks for progress
@@ -50,6 +53,7 @@ class Connection(HttpToolsProtocol):
     _in_head = True
     _offers_upgrade = False
     _head_bytes = 0
+    _slice = SLICE_LEAST
     _bytes_since_body = 0  # bytes of chunk headers and trailers since the last byte of a body
 
     def __init__(
@@ -107,8 +111,12 @@ class Connection(HttpToolsProtocol):
         """Parse bytes, in a later turn if much was done for the peer's address in this one."""
         self._stall.received += len(data)
         if not self._held and self._turns.take(self._host):
-            self._read(data)
-            return
+            data = self._read_some(data)
+        if data:
+            self._hold(data)
+
+    def _hold(self, data: bytes) -> None:
+        """Parse bytes in a later turn, and read no more until then."""
         assert self._lease is not None
         try:
             self._lease.grow(len(data))
@@ -126,9 +134,26 @@ class Connection(HttpToolsProtocol):
         if self.transport.is_closing() or self._lease is None:
             return
         self._lease.shrink(len(data))
-        if not self.flow.read_paused:
+        left = self._read_some(data)
+        if left:
+            self._hold(left)
+        elif not (self.flow.read_paused or self.transport.is_closing()):
             self.transport.resume_reading()
-        self._read(data)
+
+    def _read_some(self, data: bytes) -> bytes:
+        """Parse bytes until this turn of the peer's address is over; return those that are left."""
+        begin, since, seconds = 0, time.perf_counter(), 0.0
+        while begin < len(data) and seconds < SLOW_SECONDS and not self.transport.is_closing():
+            before = seconds
+            self._read(data[begin : begin + self._slice])
+            begin += self._slice
+            seconds = time.perf_counter() - since
+            if seconds - before > QUICK_SECONDS:
+                self._slice = max(SLICE_LEAST, self._slice // 2)
+            else:
+                self._slice = min(SLICE_MOST, 2 * self._slice)
+        self._turns.add_seconds(self._host, seconds)
+        return b"" if self.transport.is_closing() else data[begin:]
 
     def _read(self, data: bytes) -> None:
         """Parse bytes; refuse a head or trailers that grow too large."""

@@ -191,6 +191,7 @@ class RestServer:
         self._service = service
         self._certificates = certificates
         self._socket = listen("REST", host, port)
+        self._exposition: asyncio.Future[bytes] | None = None  # of the metrics, while it is written
         self._threads = Threads(requests + SPARE_THREADS, "rest")
         self._health = HealthRoutes(service)
         exchange = Exchange(self._threads, max_message_bytes, service.admission)
@@ -264,8 +265,16 @@ class RestServer:
         return self._threads.is_idle
 
     async def metrics(self, request: Request) -> Response:
-        content = await run_in_threadpool(lambda: prometheus.exposition(_snapshot(self._service, self._certificates)))
-        return Response(content, media_type=prometheus.CONTENT_TYPE)
+        if self._exposition is None:  # requests at the same time share one
+            self._exposition = asyncio.ensure_future(run_in_threadpool(self._expose))
+            self._exposition.add_done_callback(self._end_exposition)
+        return Response(await asyncio.shield(self._exposition), media_type=prometheus.CONTENT_TYPE)
+
+    def _expose(self) -> bytes:
+        return prometheus.exposition(_snapshot(self._service, self._certificates))
+
+    def _end_exposition(self, _: "asyncio.Future[bytes]") -> None:
+        self._exposition = None
 
 
 def _snapshot(service: Service, certificates: Certificates | None) -> prometheus.Snapshot:

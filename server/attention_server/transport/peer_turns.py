@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 WORK_OF_A_TURN = 16  # pieces for one address: reads, heads of requests, and pipelined requests that begin
 CONNECTION = 8  # pieces that a new connection takes
 CALL = 2  # pieces that a gRPC call takes
+PIECE_SECONDS = 0.00025  # a read that takes longer counts as several
 
 Work = Callable[[], object]
 
@@ -54,6 +55,11 @@ class PeerTurns:
     def add_call(self, host: str) -> None:
         """Count a gRPC call that has begun."""
         self.add(host, CALL)
+
+    def add_seconds(self, host: str, seconds: float) -> None:
+        """Count the time of a read, beside its first piece."""
+        if seconds >= PIECE_SECONDS:
+            self.add(host, int(seconds / PIECE_SECONDS))
 
     def add(self, host: str, count: int = 1) -> None:
         """Count pieces of work that are done in any case."""
