@@ -109,7 +109,10 @@ class Run(Runner):
         """Import the checkpoint, join its graphs, write texts and right answers, while peers are installed."""
         source = minilm.checkpoint()
         version = self._models / "minilm/1"
-        if not (version / "manifest.json").exists():
+        manifest = version / "manifest.json"
+        exporter = max(file.stat().st_mtime for file in (ROOT / "model_export").rglob("*.py"))
+        if not manifest.exists() or manifest.stat().st_mtime < exporter:
+            shutil.rmtree(self._models, ignore_errors=True)
             command = (OWN["development"] / "bin/attention-export", "import", "transformer", source)
             options = ("--name", "minilm", "--models", self._models)
             subprocess.run(list(map(str, command + options)), check=True, stdout=sys.stderr, env=own_environment())  # noqa: S603 # our own
