@@ -1,7 +1,8 @@
 """Attacks without a token on a server in a cgroup: `python -m tests.trials.siege --mib 512 2048`.
 
 The server runs with its defaults in a cgroup (version 1 or 2) of so many MiB. Each attack runs for some seconds in a
-process of its own, and then all of memory at once. Meanwhile liveness and a good caller from another address are timed.
+process of its own, then all of memory at once, all floods, and all of both. Meanwhile liveness and a good caller from
+another address are timed.
 """
 
 import argparse
@@ -154,7 +155,7 @@ def main() -> None:
     chosen = parser.parse_args()
     attacks = [[each.__name__] for each in every if not chosen.only or each.__name__ in chosen.only]
     if not chosen.only:
-        attacks.append([each.__name__ for each in MEMORY])
+        attacks += [[each.__name__ for each in together] for together in (MEMORY, FLOODS, every)]
     lines: dict[str, str] = {}
     for mib in chosen.mib:
         for name, line in siege(mib, attacks, chosen.seconds).items():

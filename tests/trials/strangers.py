@@ -234,8 +234,34 @@ def requests(rest: Address, grpc: Address, end: float) -> None:
     together(8, one)
 
 
+def chunks(rest: Address, grpc: Address, end: float) -> None:
+    """A body in chunks of one byte."""
+
+    def one(_: int) -> None:
+        while time.monotonic() < end:
+            with suppress(OSError), connect(rest, head()) as peer:
+                threading.Thread(target=_drain, args=(peer,), daemon=True).start()
+                while time.monotonic() < end:
+                    peer.sendall(b"1\r\n \r\n" * 5000)
+
+    together(4, one)
+
+
+def scrapes(rest: Address, grpc: Address, end: float) -> None:
+    """Requests for the metrics, many at a time."""
+
+    def one(_: int) -> None:
+        while time.monotonic() < end:
+            with suppress(OSError), connect(rest) as peer:
+                threading.Thread(target=_drain, args=(peer,), daemon=True).start()
+                while time.monotonic() < end:
+                    peer.sendall(b"GET /metrics HTTP/1.1\r\nhost: localhost\r\n\r\n" * 5)
+
+    together(12, one)
+
+
 MEMORY = (trailers, half_bodies, bombs, documents, unread, many_fields, pipelines)
-FLOODS = (resets, empty_calls, pings, settings, empty_data, requests)
+FLOODS = (resets, empty_calls, pings, settings, empty_data, requests, chunks, scrapes)
 
 
 def main() -> None:

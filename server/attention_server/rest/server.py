@@ -93,6 +93,8 @@ class Name(StringConvertor):
 
 register_url_convertor("str", Name())
 
+EXPOSITION_SECONDS = 0.05  # from one text of the metrics to the next, however many requests for it there are
+
 
 class HealthRoutes:
     """Health checks: `/healthz` for liveness; `/readyz` for a first load that has ended, and no stop begun.
@@ -192,6 +194,7 @@ class RestServer:
         self._certificates = certificates
         self._socket = listen("REST", host, port)
         self._exposition: asyncio.Future[bytes] | None = None  # of the metrics, while it is written
+        self._exposed = -EXPOSITION_SECONDS  # when the last one began
         self._threads = Threads(requests + SPARE_THREADS, "rest")
         self._health = HealthRoutes(service)
         exchange = Exchange(self._threads, max_message_bytes, service.admission)
@@ -266,9 +269,15 @@ class RestServer:
 
     async def metrics(self, request: Request) -> Response:
         if self._exposition is None:  # requests at the same time share one
-            self._exposition = asyncio.ensure_future(run_in_threadpool(self._expose))
+            self._exposition = asyncio.ensure_future(self._write_metrics())
             self._exposition.add_done_callback(self._end_exposition)
         return Response(await asyncio.shield(self._exposition), media_type=prometheus.CONTENT_TYPE)
+
+    async def _write_metrics(self) -> bytes:
+        loop = asyncio.get_running_loop()
+        await asyncio.sleep(max(0.0, self._exposed + EXPOSITION_SECONDS - loop.time()))
+        self._exposed = loop.time()
+        return await run_in_threadpool(self._expose)
 
     def _expose(self) -> bytes:
         return prometheus.exposition(_snapshot(self._service, self._certificates))
