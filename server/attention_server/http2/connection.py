@@ -146,6 +146,7 @@ class Connection(asyncio.BufferedProtocol):
     def _process(self, content: Any, begin: int, end: int) -> int:
         """Process bytes from `begin` to `end`, until the turn of the peer's address is over; return the last's end."""
         turns, share, since, seconds = self._server.turns, self._share, time.perf_counter(), 0.0
+        begun = self._begun_calls
         try:
             while begin < end and seconds < SLOW_SECONDS and not turns.is_over(self.host):
                 count, calls = min(share.slice, end - begin), self._begun_calls
@@ -156,7 +157,8 @@ class Connection(asyncio.BufferedProtocol):
         except ConnectionBroken as error:
             self._break(error)
             begin = end
-        turns.add_seconds(self.host, seconds)
+        if self._begun_calls == begun:  # calls are counted by themselves
+            turns.add_seconds(self.host, seconds)
         self.flush()
         return begin
 

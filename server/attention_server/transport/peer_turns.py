@@ -1,13 +1,13 @@
 """Turns of the event loop that the peers of a port share: in each turn so much work for each address."""
 
 import asyncio
-from collections import Counter, defaultdict, deque
+from collections import defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 WORK_OF_A_TURN = 16  # pieces for one address: reads, heads of requests, and pipelined requests that begin
 CONNECTION = 8  # pieces that a new connection takes
-CALL = 2  # pieces that a gRPC call takes
+CALL = 0.5  # pieces that a gRPC call takes: as many as one batch computes begin in one turn
 PIECE_SECONDS = 0.00025  # a read that takes longer counts as several
 
 Work = Callable[[], object]
@@ -37,7 +37,7 @@ class PeerTurns:
     """
 
     def __init__(self) -> None:
-        self._done: Counter[str] = Counter()  # in this turn, by address
+        self._done: defaultdict[str, float] = defaultdict(float)  # in this turn, by address
         self._waiting: defaultdict[str, Waiting] = defaultdict(Waiting)
         self._is_scheduled = False
 
@@ -61,7 +61,7 @@ class PeerTurns:
         if seconds >= PIECE_SECONDS:
             self.add(host, int(seconds / PIECE_SECONDS))
 
-    def add(self, host: str, count: int = 1) -> None:
+    def add(self, host: str, count: float = 1) -> None:
         """Count pieces of work that are done in any case."""
         self._done[host] += count
         self._schedule()
