@@ -162,10 +162,10 @@ export function pixels(
       if (Math.abs(weight) > Math.abs(largest[at])) largest[at] = weight;
     });
   }
-  const table = range(512).map((step) => rgb(shade(step / 255.5 - 1)));
+  const table = range(512).map((step) => Uint8ClampedArray.from([...rgb(shade(step / 255.5 - 1)), 255]));
   const image = new ImageData(columns, rows);
   largest.forEach((value, at) => {
-    image.data.set([...table[Math.round((value + 1) * 255.5)], 255], at * 4);
+    image.data.set(table[Math.round((value + 1) * 255.5)], at * 4);
   });
   return image;
 }

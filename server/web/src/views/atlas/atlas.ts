@@ -49,6 +49,8 @@ export class AtlasView implements View {
   /** What is drawn: the answer's picture, or the one without special tokens. */
   private drawn: Picture | null = null;
   private drawnFor = "";
+  /** What thumbnails are of, whatever has arrived. */
+  private painted = "";
   /** Of each head; null where they are not counted yet. */
   private counts: Statistics[][] | null = null;
   private readonly large = [new LargeHead(), new LargeHead()];
@@ -146,7 +148,8 @@ export class AtlasView implements View {
     const hide = !this.context!.state.special && this.canHide;
     const { statistics } = this.arrival!;
     const there = picture.layers.map(({ weights }) => (weights.pending ? "" : "."));
-    const question = `${picture.title} ${picture.model} ${JSON.stringify(this.answer!.input)} ${hide} ${there} ${statistics !== null}`;
+    this.painted = `${picture.title} ${picture.model} ${JSON.stringify(this.answer!.input)} ${hide}`;
+    const question = `${this.painted} ${there} ${statistics !== null}`;
     if (this.drawnFor === question && this.drawn) return;
     this.drawnFor = question;
     const keep = special.map((each) => !each);
@@ -195,10 +198,11 @@ export class AtlasView implements View {
     const { most } = this;
     const colours = palette();
     const paint = ({ layer, head }: Cell, canvas: HTMLCanvasElement) => {
-      const stamp = `${this.drawnFor} ${layer} ${head} ${colours.paper}`;
+      const { weights } = this.drawn!.layers[layer];
+      const stamp = `${this.painted} ${layer} ${head} ${weights.pending} ${most} ${colours.paper}`;
       if (canvas.dataset.stamp === stamp) return;
       canvas.dataset.stamp = stamp;
-      paintHead(canvas, this.drawn!.layers[layer].weights, head, most, colours);
+      paintHead(canvas, weights, head, most, colours);
     };
     return html`
       ${tools({ state, cells, style: this.style, wrong: this.search?.wrong ?? "", special: this.canHide ? this.specialNames() : null, change })}

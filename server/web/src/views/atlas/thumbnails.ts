@@ -96,6 +96,18 @@ function moved(
 
 const MOST_PIXELS = 96; // of a side
 
+const SHADES = 511;
+const shades = new Map<Palette, Uint8ClampedArray[]>();
+
+/** The pixels of a palette's ramp, from no weight to the largest. */
+function shadesOf(colours: Palette): Uint8ClampedArray[] {
+  const known = shades.get(colours);
+  if (known) return known;
+  const made = range(SHADES + 1).map((step) => Uint8ClampedArray.from([...rgb(colours.ramp(step / SHADES)), 255]));
+  shades.set(colours, made);
+  return made;
+}
+
 /** Paints a head's weights, a pixel a cell; of a long sequence the largest under each pixel. */
 export function paintHead(
   canvas: HTMLCanvasElement,
@@ -114,9 +126,10 @@ export function paintHead(
       largest[at] = Math.max(largest[at], weight);
     });
   }
+  const table = shadesOf(colours);
   const image = new ImageData(columns, rows);
   largest.forEach((value, at) => {
-    image.data.set([...rgb(colours.ramp(shareOf(value, most))), 255], at * 4);
+    image.data.set(table[Math.round(shareOf(value, most) * SHADES)], at * 4);
   });
   canvas.width = columns;
   canvas.height = rows;
