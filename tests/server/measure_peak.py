@@ -17,6 +17,7 @@ LIMITS = Limits(sequences=1, scores_bytes=2**40, answer_bytes=2**40, memory_ttl=
 CASES = {
     "whole": (OutputSpec("weights"), NO_MASK),
     "top 8": (OutputSpec("weights", top_k=8), NO_MASK),
+    "mean": (OutputSpec("weights", reduce="mean", top_k=8), NO_MASK),
     "causal mean": (OutputSpec("weights", reduce="mean", top_k=8), Mask(causal="top_left")),
     "entropy": (OutputSpec("entropy"), NO_MASK),
     "rollout": (OutputSpec("weights", fold="rollout"), NO_MASK),

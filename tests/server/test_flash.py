@@ -5,8 +5,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from attention_proto.masks import Mask
-from attention_server.domain.messages import NO_MASK, Ablation, OutputSpec, Sequence
-from attention_server.inference import flash
+from attention_server.domain.messages import NO_MASK, Ablation, KeySpan, OutputSpec, Sequence, TopK
+from attention_server.errors import InvalidRequest
+from attention_server.inference import flash, head_weights
 from attention_server.inference.engine.onnxruntime import OnnxGraph, OnnxRuntime
 from attention_server.inference.engine.protocol import Run
 from attention_server.repository.loader import RepositoryError, load
@@ -25,12 +26,19 @@ def runs(monkeypatch):
     monkeypatch.setattr(flash, "LEAST_QUERIES", 128)
     monkeypatch.setattr(flash, "LEAST_KEYS", 128)
     monkeypatch.setattr(flash, "LEAST_ROWS", 64)
+    monkeypatch.setattr(head_weights, "LEAST_QUERIES", 128)
+    monkeypatch.setattr(head_weights, "LEAST_KEYS", 128)
+    return count_runs(monkeypatch, "MultiHeadAttention")
+
+
+def count_runs(monkeypatch, operator):
+    """Return the list that receives the number of rows of each run of a graph with an operator."""
     rows = []
     run = OnnxGraph.run
 
     def counted(graph, outputs, feeds, *rest):
-        if "MultiHeadAttention" in graph.nodes["cpu"]:
-            rows.append(feeds["q"].shape[1])
+        if operator in graph.nodes["cpu"]:
+            rows.append(feeds["q"].shape[-2])
         return run(graph, outputs, feeds, *rest)
 
     monkeypatch.setattr(OnnxGraph, "run", counted)
@@ -54,6 +62,17 @@ def answer(model, given, specs=SPECS, mask=NO_MASK, run=None, **changes):
     ((prepared, _),) = model.checker.prepare(given, cached, mask, MemoryStore(1), LIMITS)
     (result,) = model.answer([prepared], cached.plan, run or Run())()
     return result.outputs
+
+
+def compare(found, expected, *, exactly=False):
+    for name, value in expected.items():
+        numbers = [(found[name].values, value.values)] if isinstance(value, TopK) else [(found[name], value)]
+        if isinstance(value, TopK):
+            np.testing.assert_array_equal(found[name].indices, value.indices, err_msg=name)
+        for one, other in numbers:
+            np.testing.assert_allclose(
+                one, other, atol=0 if exactly else 2e-6, rtol=0 if exactly else 2e-5, err_msg=name
+            )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -111,8 +130,53 @@ def test_long_sequences_against_float64(repository):
 
 def test_a_graph_that_computes_other_heads_is_not_served(repository, runs, monkeypatch):
     """A version is refused at load where the heads without scores are not those with scores."""
-    made = flash.one_node
-    wrong = {"num_heads": 1, "scale": 3.0}
-    monkeypatch.setattr(flash, "one_node", lambda *given: made(*given[:-1], wrong))
+    monkeypatch.setattr(flash, "_file", lambda heads, scale, made=flash._file: made(heads, 3.0 + scale))
     with pytest.raises(RepositoryError, match="layer 0: its heads differ by"):
         loaded(repository, "dot")
+
+
+def test_a_graph_that_computes_other_weights_is_not_served(repository, runs, monkeypatch):
+    """A version is refused at load where the weights of one head alone are not those of the site."""
+    monkeypatch.setattr(head_weights, "AXIS", -2)
+    with pytest.raises(RepositoryError, match="layer 0: its weights differ by"):
+        loaded(repository, "dot")
+
+
+OF_WEIGHTS = (
+    OutputSpec("weights"),
+    OutputSpec("weights", top_k=8),
+    OutputSpec("weights", reduce="mean", top_k=3),
+    OutputSpec("weights", heads=(1,), rows=(-1, 300, 4), data_type="FP16"),
+    OutputSpec("weights", heads=(1, 0), reduce="max", pool="mean"),
+    OutputSpec("weights", spans=(KeySpan("some", 2, 500), KeySpan("one", 599, 600)), reduce="mean"),
+    OutputSpec("entropy"),
+    OutputSpec("entropy", reduce="max"),
+    OutputSpec("received"),
+    OutputSpec("received", reduce="mean", top_k=4),
+    OutputSpec("statistics", heads=(0, 1)),
+)
+ROLLOUT = OutputSpec("weights", fold="rollout", top_k=2)
+
+
+@pytest.mark.parametrize("kind", ["multi", "cross"])
+def test_weights_by_heads_are_those_of_all_heads(repository, runs, monkeypatch, kind):
+    """Every output of weights is the same head by head, in blocks of rows on one thread or three, bit for bit."""
+    model = loaded(repository, kind)
+    asked = (*OF_WEIGHTS, ROLLOUT) if kind == "multi" else OF_WEIGHTS
+    given, specs = sequence(model), tuple(spec._replace(alias=f"{i}") for i, spec in enumerate(asked))
+    counts = count_runs(monkeypatch, "Softmax")
+    found = answer(model, given, specs)
+    assert len(counts) == model.layers[0].about.heads * -(-LENGTH // head_weights.ROWS)
+    with ThreadPoolExecutor(3) as pool:
+        compare(answer(model, given, specs, run=Run(Helpers(pool))), found, exactly=True)
+    monkeypatch.setattr(head_weights, "LEAST_KEYS", LENGTH + 1)
+    counts.clear()
+    compare(found, answer(model, given, specs))
+    assert not counts
+
+
+def test_scores_beyond_float32_are_refused_by_heads(repository, runs):
+    """Finite vectors with scores that overflow are refused, though no output that was asked for would show it."""
+    model = loaded(repository, "dot")
+    with pytest.raises(InvalidRequest, match="overflows"):
+        answer(model, Sequence(query=np.full((LENGTH, 4), 1e30, np.float32)), (OutputSpec("weights", top_k=2),))

@@ -13,7 +13,7 @@ from attention_server.contexts.store import MemoryStore
 from attention_server.domain.limits import Limits
 from attention_server.domain.messages import NO_MASK, Alignment, KeySpan, OutputSpec, Sequence, TopK
 from attention_server.errors import TooLarge
-from attention_server.inference import input_checker, layer, masks
+from attention_server.inference import input_checker, masks, row_blocks
 from attention_server.inference import model as models
 from attention_server.inference.engine.onnxruntime import OnnxGraph, OnnxRuntime
 from attention_server.inference.engine.protocol import Run
@@ -112,10 +112,10 @@ def blocks(monkeypatch):
     """Return a function that makes sequences of more than a few rows long, in blocks of so many."""
 
     def cut(rows):
-        for module in (layer, models):
+        for module in (row_blocks, models):
             monkeypatch.setattr(module, "MAX_WHOLE_ROWS", 2)
-        monkeypatch.setattr(layer, "BLOCK_ROWS", rows)
-        monkeypatch.setattr(layer, "LEAST_BLOCK_ROWS", rows)
+        monkeypatch.setattr(row_blocks, "BLOCK_ROWS", rows)
+        monkeypatch.setattr(row_blocks, "LEAST_BLOCK_ROWS", rows)
         monkeypatch.setattr(masks, "MAX_WHOLE_PAIRS", 4)
 
     return cut

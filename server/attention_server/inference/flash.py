@@ -10,7 +10,7 @@ import numpy as np
 from attention_proto.attention.v1.attention_pb2 import Layer
 
 from attention_server.domain.messages import Array
-from attention_server.inference.engine.one_node import one_node
+from attention_server.inference.engine.onnx_file import Node, onnx_file
 from attention_server.inference.engine.protocol import Engine, Graph, Run, Shape
 from attention_server.inference.site_changes import query_of, result_of
 
@@ -40,7 +40,8 @@ def open_flash(layers: Iterable[Layer], engine: Engine) -> dict[Constants, Graph
 
 def _file(heads: int, scale: float) -> bytes:
     attributes: dict[str, float] = {"num_heads": heads} | ({"scale": scale} if scale else {})
-    return one_node("MultiHeadAttention", "com.microsoft", AXES, "heads", attributes)
+    node = Node("MultiHeadAttention", tuple(AXES), ("heads",), attributes, "com.microsoft")
+    return onnx_file("flash", [node], AXES, "heads")
 
 
 def is_flash(queries: int, keys: int) -> bool:

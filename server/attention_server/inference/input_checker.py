@@ -20,7 +20,7 @@ from attention_server.inference import validation as check
 from attention_server.inference.input_profile import InputProfile
 from attention_server.inference.key_spans import check_spans
 from attention_server.inference.labels import Labels
-from attention_server.inference.layer import BLOCK_BYTES, MAX_WHOLE_ROWS, LoadedLayer
+from attention_server.inference.layer import LoadedLayer
 from attention_server.inference.masks import LongMask
 from attention_server.inference.peak import Peak, largest_that
 from attention_server.inference.plan_cache import CachedPlan
@@ -28,6 +28,7 @@ from attention_server.inference.planner import OutputPlan, Plan, answer_bytes, h
 from attention_server.inference.postprocess import check_rows
 from attention_server.inference.prediction_plan import PredictionPlan, candidate_bytes
 from attention_server.inference.preprocess import PreparedInput, prepare, prepare_alike, shapes
+from attention_server.inference.row_blocks import BLOCK_BYTES, MAX_WHOLE_ROWS
 from attention_server.inference.row_selection import computed_rows, unmasked_rows
 from attention_server.inference.sharing import ALONE, Sharing
 from attention_server.inference.site_changes import NO_CHANGE

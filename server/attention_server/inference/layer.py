@@ -28,7 +28,7 @@ from attention_server.inference.masks import (
 )
 from attention_server.inference.planner import choose_graph
 from attention_server.inference.preprocess import PreparedInput
-from attention_server.inference.row_blocks import run_rows
+from attention_server.inference.row_blocks import block_rows, run_rows
 from attention_server.inference.scores import raw_scores, split_heads
 from attention_server.inference.site_changes import NO_CHANGE, SiteChange, changed_graph
 from attention_server.scheduling.cost_model import BATCH_LENGTHS
@@ -42,12 +42,6 @@ FROM_KEYS = ("k", "v", *FROM_SCORES)  # stages for which k and v are unpacked
 OF_SITE = frozenset({"q", "heads", "output", "weights"})  # tensors that a graph of attention may give
 MADE_HERE = frozenset({"mask", "query_positions", "key_positions"})  # inputs that a site makes itself
 KEYS = ("k", "v")  # inputs that every row needs whole
-MAX_WHOLE_ROWS = 256  # of a sequence that is computed at once
-BLOCK_ROWS = 128  # of a longer one, at most
-LEAST_BLOCK_ROWS = 16
-KEYS_OF_ROW = 4  # that each row sees, at least, for each row of a block: of its keys a row sees four fifths
-BLOCK_BYTES = 48 * 2**20  # of the scores of a block, of which there are several arrays where weights are asked for
-BLOCK_BYTES_WITHOUT_WEIGHTS = 192 * 2**20  # of the one array that a graph then has
 
 
 class AttendRecipe(NamedTuple):
@@ -71,7 +65,8 @@ class LoadedLayer:
         kept: the names under which the source gives its k and v; None where a segment before the site does.
         change: of the request.
         flash: computes heads from q, k and v without scores; None where the site needs these.
-        takes_flash: whether it is used for long sequences, so that the segment behind gives a fused graph's output.
+        softmax: gives the weights of one head, of a site with `flash`; None where the site has no such graph.
+        takes_flash: whether `flash` is used for long sequences: the segment behind then gives a fused graph's output.
     """
 
     about: Layer
@@ -81,6 +76,7 @@ class LoadedLayer:
     kept: tuple[str, str] | None = None
     change: SiteChange = NO_CHANGE
     flash: Graph | None = None
+    softmax: Graph | None = None
     takes_flash: bool = False
 
     def stages(
@@ -145,10 +141,7 @@ class LoadedLayer:
         return not wanted.isdisjoint(FROM_SCORES) or bool(self._recipe(wanted, False, False).outputs)
 
     def block_rows(self, queries: int, keys: int, *, seen: int = 0, weights: bool = True) -> int:
-        """Return the number of rows that are computed together; less than the queries of a long sequence.
-
-        The shape and the mask decide, and whether weights or scores are asked for. A block computes the keys that one
-        of its rows sees: where these are few for each row, blocks are small.
+        """Return the number of rows that are computed together; see `row_blocks.block_rows`.
 
         Args:
             queries: T.
@@ -158,13 +151,7 @@ class LoadedLayer:
         """
         about = self.about
         own = about.window if about.causal else 2 * about.window
-        seen = min(each for each in (seen, own, keys) if each)
-        most = min(BLOCK_ROWS, max(LEAST_BLOCK_ROWS, _power_of_two(seen // KEYS_OF_ROW)))
-        row_bytes = 4 * about.heads * min(keys, seen + most)
-        if queries <= MAX_WHOLE_ROWS and queries <= BLOCK_BYTES // row_bytes:
-            return queries
-        fitting = (BLOCK_BYTES if weights else BLOCK_BYTES_WITHOUT_WEIGHTS) // row_bytes
-        return max(LEAST_BLOCK_ROWS, min(most, _power_of_two(fitting)))
+        return block_rows(about.heads, queries, keys, min(each for each in (seen, own, keys) if each), weights=weights)
 
     def is_flash(self, queries: int, keys: int) -> bool:
         """Return whether the graph without scores is used where neither weights nor a mask are asked for."""
@@ -401,11 +388,6 @@ class LoadedLayer:
         if "entropy" in wanted:
             unpacked["entropy"] = row_statistics.entropy(unpacked["weights"])
         return unpacked
-
-
-def _power_of_two(number: int) -> int:
-    """Return the largest power of two up to a number; 1 for none."""
-    return 1 << max(number.bit_length() - 1, 0)
 
 
 def runs_in_blocks(layers: Sequence[LoadedLayer], lengths: Sequence[tuple[int, int]]) -> bool:

@@ -4,20 +4,23 @@ A row needs no further row, so outputs are made block by block, and each block i
 follows from the shape alone: the bits of an answer depend neither on the number of slots nor on their load.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from attention_server.inference.engine.protocol import Run
 from attention_server.inference.flash import flash_rows
+from attention_server.inference.head_weights import ROWS, HeadWeights, is_by_head
 from attention_server.inference.layer import KEYS, LoadedLayer, Tensors
 from attention_server.inference.masks import SiteMask, Vectors
 from attention_server.inference.reading import Block
 from attention_server.inference.reduction import Sums
 from attention_server.inference.reductions import BY_BLOCK, LayerReductions
+from attention_server.inference.row_statistics import entropy
 from attention_server.inference.scores import split_heads
 
 STRIPS = 16  # of blocks; each strip has sums of its own, so that the order of additions is fixed
+MADE_OF_WEIGHTS: Mapping[str, Callable[[Vectors], Vectors]] = {"weights": lambda weights: weights, "entropy": entropy}
 OF_ALL_KEYS = frozenset({"scores"})  # stages that masked keys have too
 
 
@@ -47,8 +50,15 @@ def compute_long(
     further: Tensors = {}
     makes_weights = bool(of_rows & BY_BLOCK) or layer.change.makes_weights
     flash = layer.takes_flash and layer.is_flash(queries, keys) and mask.is_open and not makes_weights
-    seen = mask.most_keys
-    size = flash_rows(queries) if flash else layer.block_rows(queries, keys, seen=seen, weights=makes_weights)
+    alone = of_rows - reductions.unread
+    is_plain = mask.is_open and not passed and alone <= MADE_OF_WEIGHTS.keys() and reductions.takes_heads
+    by_head = HeadWeights.of(layer, tensors["k"]) if is_plain and is_by_head(layer, queries, keys) else None
+    if flash:
+        size = flash_rows(queries)
+    elif by_head is not None:
+        size = ROWS
+    else:
+        size = layer.block_rows(queries, keys, seen=mask.most_keys, weights=makes_weights)
     cut = [name for name in layer.takes - set(KEYS) if name in tensors]
 
     def write(whole: Tensors, parts: Tensors, rows: slice) -> None:
@@ -61,6 +71,11 @@ def compute_long(
         seen = slice(0, keys) if of_rows & OF_ALL_KEYS else mask.reach(rows)
         seen = seen if seen.stop > seen.start else slice(0, 1)  # rows without keys: a masked one gives zeros
         own: Tensors = {name: tensors[name][:, rows] for name in cut} | {name: tensors[name][:, seen] for name in KEYS}
+        if by_head is not None:
+            weights = by_head.of_rows(own, run, reductions.path)
+            heads = ({name: MADE_OF_WEIGHTS[name](each[None]) for name in alone} for each in weights)
+            reductions.add_heads(rows, seen, heads, sums)
+            return
         added = mask.block(rows, seen)
         stages = layer.block_stages(own, added, mask.positions[rows], seen, of_rows, passed, run, flash=flash)
         write(further, {name: own[name] for name in passed}, rows)

@@ -18,7 +18,7 @@ from attention_server.inference.flash import Constants, flash_constants
 from attention_server.inference.forward import Forward
 from attention_server.inference.input_checker import InputChecker
 from attention_server.inference.labels import Labels, read_labels
-from attention_server.inference.layer import MAX_WHOLE_ROWS, LoadedLayer, runs_in_blocks
+from attention_server.inference.layer import LoadedLayer, runs_in_blocks
 from attention_server.inference.masks import Vectors, is_long
 from attention_server.inference.peak import Peak
 from attention_server.inference.plan_cache import CachedPlan, PlanCache
@@ -34,6 +34,7 @@ from attention_server.inference.results import (
     shaped_results,
     whole_results,
 )
+from attention_server.inference.row_blocks import MAX_WHOLE_ROWS
 from attention_server.inference.row_selection import computed_rows, pooling
 from attention_server.inference.sharing import Sharing
 from attention_server.inference.site_changes import Changes, has_fused_output, plan_changes
@@ -58,6 +59,7 @@ class LoadedModel:
         graphs: its ONNX graphs by file name.
         reader, memory_reader: its tokenizers; None for a model without text, or without memory text.
         flash: the graphs of attention without scores, by the constants of sites.
+        softmax: gives the weights of any head; None where no site has a graph without scores.
         costs: measured costs of its sequences; zero until it is measured.
     """
 
@@ -72,13 +74,15 @@ class LoadedModel:
     reader: TextTokenizer | None
     memory_reader: TextTokenizer | None
     flash: Mapping[Constants, Graph] = field(default_factory=dict)
+    softmax: Graph | None = None
     costs: Costs = field(default_factory=Costs)
 
     @cached_property
     def nodes(self) -> dict[str, int]:
         """The number of nodes of its graphs on each device, `cpu` or `cuda`."""
         counts: Counter[str] = Counter()
-        for graph in (*self.graphs.values(), *self.flash.values()):
+        own = [self.softmax] if self.softmax is not None else []
+        for graph in (*self.graphs.values(), *self.flash.values(), *own):
             counts.update({device: sum(operators.values()) for device, operators in graph.nodes.items()})
         return dict(counts)
 
@@ -86,10 +90,13 @@ class LoadedModel:
     def layers(self) -> list[LoadedLayer]:
         """The layers, first to last."""
         manifest = self.manifest
-        return [
-            LoadedLayer(each, self.device, self.graphs, site_axes(each, manifest), kept, flash=self._flash_of(each))
-            for each, kept in zip(manifest.layers, kept_names(manifest), strict=True)
-        ]
+        loaded = []
+        for each, kept in zip(manifest.layers, kept_names(manifest), strict=True):
+            flash = self._flash_of(each)
+            softmax, axes = None if flash is None else self.softmax, site_axes(each, manifest)
+            layer = LoadedLayer(each, self.device, self.graphs, axes, kept, flash=flash, softmax=softmax)
+            loaded.append(layer)
+        return loaded
 
     def plan(
         self,
@@ -228,6 +235,8 @@ class LoadedModel:
         for (heads, _), graph in self.flash.items():
             x = np.ones((1, 4, 8 * heads), np.float32)
             graph.run(("heads",), {"q": x, "k": x, "v": x}, run)
+        if self.softmax is not None:
+            self.softmax.run(("weights",), {"q": np.ones((4, 8), np.float32), "k": np.ones((8, 4), np.float32)}, run)
 
     @cached_property
     def _plans(self) -> PlanCache:

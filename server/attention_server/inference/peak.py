@@ -9,9 +9,11 @@ from attention_proto.offers import lengths
 from attention_proto.stages import STAGES, Axis
 
 from attention_server.inference.flash import flash_bytes, flash_rows
+from attention_server.inference.head_weights import ROWS, is_by_head
 from attention_server.inference.layer import LoadedLayer, runs_in_blocks
-from attention_server.inference.long_site import STRIPS
-from attention_server.inference.planner import OutputPlan, Plan, stage_bytes
+from attention_server.inference.long_site import MADE_OF_WEIGHTS, STRIPS
+from attention_server.inference.planner import OutputPlan, Plan, stage_bytes, unread_stages
+from attention_server.inference.reading import takes_heads_of
 from attention_server.inference.reductions import BY_BLOCK
 
 # Arrays as large as the scores of a block: of a graph without weights, added by weights, and added by stages.
@@ -20,6 +22,8 @@ OF_TEMPERATURE = 1.0  # in place of those of weights, which NumPy makes then
 OF_STAGE = {"scores": 2.0, "lse": 4.0, "entropy": 2.0, "statistics": 3.0}
 MASK = 1.0  # of a masked block
 MASK_BYTES = 12  # of the arrays that make the mask of one row and key
+OF_HEAD = 2.0  # arrays of a block of one head: its scores and weights; a reduction of heads is one more
+ENTROPY_BYTES = 16  # of the arrays that make the entropy of one row and key of one head
 SPAN_BYTES = 48  # of the sums of one row and span of one head
 TOP_BYTES = 8  # of the arrays that order one row and key of one head
 SUMMED_BYTES = 8  # of one row and key of one head, in float64 to be summed
@@ -99,6 +103,7 @@ class Peak:
     def _kept(self, index: int, queries: int, keys: int) -> int:
         """Return the bytes of the stages that stand whole until the answer is made."""
         stages = self.plan.stages[index] - BY_BLOCK
+        stages -= unread_stages(self.plan) if self._by_head(index, queries, keys) else frozenset()
         head, value, width = self.widths[index]
         sizes: Mapping[Axis, int] = {"T": queries, "S": keys, "Dh": head, "Dv": value, "D": width}
         layer, size = self.layers[index].about, 0
@@ -149,6 +154,8 @@ class Peak:
             size = flash_rows(rows)
             block = flash_bytes(layer.about, size, keys, self.widths[index])
             return block * min(self.slots, -(-rows // size))
+        if self._by_head(index, rows, keys):
+            return self._block_by_head(index, rows, keys)
         size, columns = self._shape_of_block(index, rows, keys)
         sources = {STAGES[name].source or name for name in wanted}
         weights = OF_TEMPERATURE if self._is_tempered(index) else OF_WEIGHTS * ("weights" in sources)
@@ -162,6 +169,34 @@ class Peak:
         spans = max([len(each.spec.spans) for each in self.plan.outputs if index in each.layers], default=0)
         of_row = number * columns + SPAN_BYTES * layer.about.heads * min(spans, keys)
         return size * of_row * min(self.slots, -(-rows // size))
+
+    def _by_head(self, index: int, rows: int, keys: int) -> bool:
+        """Return whether weights are made head by head: without a mask, where nothing further is read."""
+        wanted = self.plan.stages[index] - (unread_stages(self.plan) if index == 0 else frozenset())
+        is_last, layer = index == len(self.plan.stages) - 1, self.layers[index]
+        masked = self.is_masked or layer.about.causal or layer.about.window
+        takes_heads = all(takes_heads_of(output.spec) for output in self.plan.outputs)
+        return (
+            is_last
+            and not masked
+            and wanted <= MADE_OF_WEIGHTS.keys()
+            and takes_heads
+            and is_by_head(layer, rows, keys)
+        )
+
+    def _block_by_head(self, index: int, rows: int, keys: int) -> float:
+        """Return the bytes of the blocks that are computed at once, and of k, transposed."""
+        about, outputs = self.layers[index].about, self.plan.outputs
+        is_reduced = any(output.spec.reduce != "none" for output in outputs)
+        number = 4 * (OF_HEAD + is_reduced) + ENTROPY_BYTES * ("entropy" in self.plan.stages[index])
+        number += SUMMED_BYTES * any(output.spec.spans for output in outputs)
+        number += TOP_BYTES * any(output.spec.top_k for output in outputs)
+        number += ROLLOUT_BYTES * any(output.spec.fold == "rollout" for output in outputs)
+        spans = max([len(each.spec.spans) for each in outputs], default=0)
+        of_row = number * keys + SPAN_BYTES * min(spans, keys)
+        return 4 * about.key_value_heads * self.widths[index][0] * keys + ROWS * of_row * min(
+            self.slots, -(-rows // ROWS)
+        )
 
     def _shape_of_block(self, index: int, rows: int, keys: int) -> tuple[int, int]:
         """Return the number of rows of a block, and the most keys that one computes."""

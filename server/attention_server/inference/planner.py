@@ -134,6 +134,17 @@ def checked_stages(wanted: frozenset[str]) -> frozenset[str]:
     return wanted & CHECKED if wanted & SUMS else wanted
 
 
+def unread_stages(plan: Plan) -> frozenset[str]:
+    """Return the stages of the first layer that no output and no prediction reads: in them an overflow would show."""
+    read = {STAGES[output.spec.name].computed for output in plan.outputs}
+    is_read = (
+        "output" in read
+        or plan.predictions is not None
+        or any(STAGES[output.spec.name].is_of_head for output in plan.outputs)
+    )
+    return plan.stages[0] & (frozenset() if is_read else {"output"})
+
+
 def answer_bytes(output: OutputPlan, manifest: Manifest, widths: tuple[int, int, int], queries: int, keys: int) -> int:
     """Return the size of one output of one sequence, in bytes.
 

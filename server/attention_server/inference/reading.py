@@ -7,6 +7,7 @@ import numpy as np
 from attention_proto.stages import STAGES
 from numpy.typing import NDArray
 
+from attention_server.domain.messages import OutputSpec
 from attention_server.inference.key_spans import Ranges, within
 from attention_server.inference.masks import HIDDEN, Vectors
 from attention_server.inference.planner import OutputPlan
@@ -22,13 +23,31 @@ class Block(NamedTuple):
         rows: among the rows that are computed.
         keys: the keys that are computed; all further weights are zeros.
         mask: of these rows and keys, [1 or H, r, keys]; None for no mask.
-        stages: of these rows and keys, by name, [H, r, keys] or [H, r].
+        stages: of these rows and keys, by name, [H, r, keys] or [H, r]; of one head or a reduction of heads [1, ..].
+        head: the one that it has; None for all heads, or their reduction.
+        is_reduced: whether it has the mean or maximum of the heads that the output chooses.
     """
 
     rows: slice
     keys: slice
     mask: Vectors | None
     stages: Mapping[str, Vectors]
+    head: int | None = None
+    is_reduced: bool = False
+
+
+class ReducedHeads(NamedTuple):
+    """Some heads of a stage that are reduced.
+
+    Attributes:
+        stage: its name.
+        reduce: `mean` or `max`.
+        heads: reduced together.
+    """
+
+    stage: str
+    reduce: str
+    heads: tuple[int, ...]
 
 
 class Part(NamedTuple):
@@ -57,6 +76,11 @@ class Part(NamedTuple):
         """Return the part with all keys; those that were not computed are masked, with zeros."""
         numbers, hidden = widen(self.numbers, self.hidden, self.keys, length)
         return self._replace(numbers=numbers, hidden=hidden, keys=slice(0, length))
+
+
+def takes_heads_of(spec: OutputSpec) -> bool:
+    """Return whether heads may come one after another: a maximum over heads of sums of keys needs all together."""
+    return spec.reduce != "max" or not spec.spans
 
 
 def widen(numbers: Vectors, hidden: Hidden | None, keys: slice, length: int) -> tuple[Vectors, Hidden]:
@@ -95,6 +119,7 @@ class Reading:
         stage = STAGES[self.spec.name]
         if stage.computed != stage.name:  # heads of links are reduced at once, those of sums over rows in the end
             self.spec = self.spec._replace(name=stage.computed, reduce="mean" if stage.is_links else "none")
+        self._all_heads = shape[0]
         heads = self.spec.heads or tuple(range(shape[0]))
         self._heads: dict[int, tuple[Sequence[int], tuple[int, ...]]]
         self._heads = {output.layer: (range(len(heads)), self.spec.heads)}
@@ -116,14 +141,34 @@ class Reading:
             of_block = at[places] - block.rows.start
             if not len(places):
                 return None
+        if block.head is not None:
+            order = chosen or range(self._all_heads)
+            if block.head not in order:
+                return None
+            heads = [heads[order.index(block.head)]]
+        if block.head is not None or block.is_reduced:
+            chosen = ()
         spec = self.spec._replace(heads=chosen, pool="none")
         hidden = None
         if spec.top_k and block.mask is not None:
             hidden = shape_hidden(block.mask[:, of_block] == HIDDEN, spec)
         ranges = None if self._ranges is None else within(self._ranges, block.keys)
-        numbers = gather(block.stages[self.spec.name], of_block, spec, ranges)
+        numbers = gather(
+            block.stages[self.spec.name], of_block, spec._replace(reduce="none") if block.is_reduced else spec, ranges
+        )
         keys = block.keys if ranges is None else slice(0, len(ranges))
         return Part(places, [0] if spec.reduce != "none" else heads, numbers, hidden, keys)
+
+    def reduced_heads(self, layer: int) -> ReducedHeads | None:
+        """Return the heads of a layer of which one number is made; None where each is read by itself."""
+        if self.spec.reduce == "none":
+            return None
+        return ReducedHeads(self.spec.name, self.spec.reduce, self._heads[layer][1] or tuple(range(self._all_heads)))
+
+    @property
+    def takes_heads(self) -> bool:
+        """Whether heads may come one after another."""
+        return takes_heads_of(self.spec)
 
     def share(self, layer: int) -> np.float32:
         """Return the share of a layer's heads in all heads."""

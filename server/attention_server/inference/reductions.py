@@ -1,6 +1,6 @@
 """Outputs of a long sequence, made of blocks of rows: each block is reduced, and dropped."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,10 +13,10 @@ from attention_server.inference.key_spans import key_ranges
 from attention_server.inference.layer import LoadedLayer
 from attention_server.inference.masks import Vectors
 from attention_server.inference.over_layers import OverLayers, Rollout
-from attention_server.inference.planner import OutputPlan, Plan, checked_stages, index_type
+from attention_server.inference.planner import OutputPlan, Plan, checked_stages, index_type, unread_stages
 from attention_server.inference.postprocess import Rows, finish, read_rows, shape_stage
 from attention_server.inference.preprocess import PreparedInput, separators
-from attention_server.inference.reading import Block, Hidden, Part, Reading, widen
+from attention_server.inference.reading import Block, Hidden, Part, Reading, ReducedHeads, widen
 from attention_server.inference.reduction import Reduction, Sums
 from attention_server.inference.row_selection import is_cut, positions, unmasked_rows
 from attention_server.inference.row_statistics import OVER_ROWS
@@ -187,6 +187,7 @@ class Reductions:
         self, plan: Plan, prepared: PreparedInput, layers: Sequence[LoadedLayer], computed: Rows | None
     ) -> None:
         self._path = prepared.path
+        self._unread = unread_stages(plan)
         self._checked = [checked_stages(wanted) & BY_BLOCK for wanted in plan.stages]
         last = len(plan.stages) - 1
         self._by_name: dict[str, Reduction] = {}
@@ -200,7 +201,8 @@ class Reductions:
 
     def of_layer(self, layer: int) -> "LayerReductions":
         """Return the reductions of one layer."""
-        return LayerReductions(layer, self._by_layer[layer], self._checked[layer], self._path)
+        unread = self._unread if layer == 0 else frozenset[str]()
+        return LayerReductions(layer, self._by_layer[layer], self._checked[layer], self._path, unread)
 
     def results(self) -> dict[str, OutputValue]:
         """Return every output by its name."""
@@ -215,12 +217,14 @@ class LayerReductions(NamedTuple):
         reductions: of the outputs that read it.
         checked: the stages in which an overflow is looked for.
         path: of the sequence, for the error.
+        unread: stages that are wanted for an overflow that would show in them alone.
     """
 
     layer: int
     reductions: Sequence[Reduction]
     checked: frozenset[str]
     path: str
+    unread: frozenset[str] = frozenset()
 
     def sums(self) -> list[Sums]:
         """Return sums of zero for the blocks of one strip."""
@@ -237,10 +241,44 @@ class LayerReductions(NamedTuple):
         for each, own in zip(self.reductions, sums, strict=True):
             each.add(self.layer, block, own)
 
+    @property
+    def takes_heads(self) -> bool:
+        """Whether all outputs may be made of heads that come one after another."""
+        return all(each.reading.takes_heads for each in self.reductions)
+
+    def add_heads(self, rows: slice, keys: slice, heads: Iterable[Mapping[str, Vectors]], sums: Sequence[Sums]) -> None:
+        """Reduce a block without a mask, of which the stages come head by head, each [1, ..], checked.
+
+        Raises:
+            InvalidRequest: FP16 cannot hold a number.
+        """
+        reduced = [each.reading.reduced_heads(self.layer) for each in self.reductions]
+        totals: dict[ReducedHeads, Vectors] = {}
+        for head, stages in enumerate(heads):
+            for each, own, of in zip(self.reductions, sums, reduced, strict=True):
+                if of is None:
+                    each.add(self.layer, Block(rows, keys, None, stages, head), own)
+            for of in {of: None for of in reduced if of is not None and head in of.heads}:
+                _accumulate(totals, of, stages[of.stage])
+        for of in totals:
+            if of.reduce == "mean":
+                totals[of] /= np.float32(len(of.heads))
+        for each, own, of in zip(self.reductions, sums, reduced, strict=True):
+            if of is not None:
+                each.add(self.layer, Block(rows, keys, None, {of.stage: totals[of]}, is_reduced=True), own)
+
     def close(self, strips: Sequence[Sequence[Sums]]) -> None:
         """Add up the sums of all strips, in order."""
         for each, own in zip(self.reductions, zip(*strips, strict=True), strict=True):
             each.close(own)
+
+
+def _accumulate(totals: dict[ReducedHeads, Vectors], of: ReducedHeads, stage: Vectors) -> None:
+    """Add a head, in order, to the sum or maximum of heads."""
+    if of not in totals:
+        totals[of] = stage.copy()
+    else:
+        (np.add if of.reduce == "mean" else np.maximum)(totals[of], stage, out=totals[of])
 
 
 NO_REDUCTIONS = LayerReductions(0, (), frozenset(), "")

@@ -1,4 +1,4 @@
-"""A graph of independent rows, run in blocks of rows on idle slots."""
+"""Blocks of rows: how many rows they have, and a graph of independent rows that runs in them on idle slots."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,6 +6,39 @@ import numpy as np
 
 from attention_server.domain.messages import Array
 from attention_server.inference.engine.protocol import LEAST_ROWS, Graph, Run
+
+MAX_WHOLE_ROWS = 256  # of a sequence that is computed at once
+BLOCK_ROWS = 128  # of a longer one, at most
+LEAST_BLOCK_ROWS = 16
+KEYS_OF_ROW = 4  # that each row sees, at least, for each row of a block: of its keys a row sees four fifths
+BLOCK_BYTES = 48 * 2**20  # of the scores of a block, of which there are several arrays where weights are asked for
+BLOCK_BYTES_WITHOUT_WEIGHTS = 192 * 2**20  # of the one array that a graph then has
+
+
+def block_rows(heads: int, queries: int, keys: int, seen: int, *, weights: bool) -> int:
+    """Return the number of rows of a site that are computed together; less than the queries of a long sequence.
+
+    The shape and the mask decide, and whether weights or scores are asked for. A block computes the keys that one of
+    its rows sees: where these are few for each row, blocks are small.
+
+    Args:
+        heads: H.
+        queries: T.
+        keys: S.
+        seen: the most keys that a row sees by causality and windows.
+        weights: whether weights or scores are asked for.
+    """
+    most = min(BLOCK_ROWS, max(LEAST_BLOCK_ROWS, _power_of_two(seen // KEYS_OF_ROW)))
+    row_bytes = 4 * heads * min(keys, seen + most)
+    if queries <= MAX_WHOLE_ROWS and queries <= BLOCK_BYTES // row_bytes:
+        return queries
+    fitting = (BLOCK_BYTES if weights else BLOCK_BYTES_WITHOUT_WEIGHTS) // row_bytes
+    return max(LEAST_BLOCK_ROWS, min(most, _power_of_two(fitting)))
+
+
+def _power_of_two(number: int) -> int:
+    """Return the largest power of two up to a number; 1 for none."""
+    return 1 << max(number.bit_length() - 1, 0)
 
 
 def run_rows(

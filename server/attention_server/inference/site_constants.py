@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attention_server.inference.engine.protocol import Run
+from attention_server.inference.head_weights import HeadWeights
 from attention_server.inference.layer import LoadedLayer, Tensors
 from attention_server.inference.masks import Vectors, site_mask
 from attention_server.inference.scores import sinks_of
@@ -47,7 +48,7 @@ def check_constants(layer: LoadedLayer, tolerance: float) -> None:
 
 
 def check_flash(layer: LoadedLayer, tolerance: float) -> None:
-    """Compare the heads that a site's graph without scores gives with those of its graph with scores.
+    """Compare what a site's graphs for long sequences give with its graph with scores: heads, and weights by heads.
 
     Args:
         layer: the site.
@@ -59,15 +60,19 @@ def check_flash(layer: LoadedLayer, tolerance: float) -> None:
     if layer.flash is None:
         return
     tensors, rows = _draw(layer), slice(0, ROWS)
-    wanted = frozenset(("heads", "scores"))
     plain, flash = (
-        layer.block_stages(tensors, None, np.arange(ROWS), rows, wanted, frozenset(), Run(), flash=each)
-        for each in (False, True)
+        layer.block_stages(tensors, None, np.arange(ROWS), rows, frozenset(wanted), frozenset(), Run(), flash=each)
+        for each, wanted in ((False, ("heads", "scores", "weights")), (True, ("heads",)))
     )
     allowed = tolerance * max(1, np.abs(plain["scores"]).max()) * max(1, np.abs(tensors["v"]).max())
     error = float(np.abs(flash["heads"] - plain["heads"]).max())
     if not error <= allowed:
         raise WrongConstantError(f"layer {layer.about.name}: its heads differ by {error:.2g} where no scores are made")
+    feeds = {name: tensors[name] for name in (layer.query, "k", "v")}
+    weights = np.stack(list(HeadWeights.of(layer, feeds["k"]).of_rows(feeds, Run(), "")))
+    error = float(np.abs(weights - plain["weights"][0]).max())
+    if not error <= allowed:
+        raise WrongConstantError(f"layer {layer.about.name}: its weights differ by {error:.2g} where no heads are made")
 
 
 def _softmax(scores: Weights, sinks: Vectors | None) -> Weights:

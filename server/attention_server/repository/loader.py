@@ -22,6 +22,7 @@ from attention_server.inference.calibration import measured_costs
 from attention_server.inference.engine.evictable import EvictableGraph
 from attention_server.inference.engine.protocol import Engine, Graph
 from attention_server.inference.flash import open_flash
+from attention_server.inference.head_weights import open_head_weights
 from attention_server.inference.independence import DependentRowsError, check_independence, tolerance_of
 from attention_server.inference.model import LoadedModel, served_files
 from attention_server.inference.probes import ModelProbes
@@ -260,6 +261,7 @@ def _open(folder: Path, engine: Engine, max_bytes: int) -> LoadedModel:
         elif not name.endswith(".onnx"):
             contents[name] = content
     contract.check(manifest, graphs, engine.device)
+    flash = open_flash(manifest.layers, engine)
     return LoadedModel(
         name=folder.parent.name,
         version=int(folder.name),
@@ -269,7 +271,8 @@ def _open(folder: Path, engine: Engine, max_bytes: int) -> LoadedModel:
         file_bytes=sum(sizes.values()),
         tensor_bytes=held,
         graphs=graphs,
-        flash=open_flash(manifest.layers, engine),
+        flash=flash,
+        softmax=open_head_weights(engine) if flash else None,
         reader=TextTokenizer.of_query(manifest.text, contents),
         memory_reader=TextTokenizer.of_memory(manifest.text, contents),
     )

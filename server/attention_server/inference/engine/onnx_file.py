@@ -1,4 +1,4 @@
-"""ONNX files of one node, written without a library for ONNX.
+"""ONNX files of a few nodes, written without a library for ONNX.
 
 Fields of onnx.proto: ModelProto.ir_version = 1, graph = 7, opset_import = 8; GraphProto.node = 1, name = 2, input = 11,
 output = 12; NodeProto.input = 1, output = 2, op_type = 4, attribute = 5, domain = 7; AttributeProto.name = 1, f = 2,
@@ -8,37 +8,57 @@ TensorShapeProto.dim = 1; Dimension.dim_param = 2; OperatorSetIdProto.domain = 1
 
 import struct
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
-IR_VERSION, OPSET = 10, 23
+IR_VERSION = 10
+VERSIONS = {"": 23, "com.microsoft": 1}  # of the domains of operators
 FLOAT, FLOAT_ATTRIBUTE, INT_ATTRIBUTE = 1, 1, 2  # TensorProto.FLOAT; AttributeProto.FLOAT and INT
 
 
-def one_node(
-    operator: str, domain: str, inputs: Mapping[str, Sequence[str]], output: str, attributes: Mapping[str, float]
-) -> bytes:
-    """Return an ONNX file that computes one operator on float32 tensors.
+class Node(NamedTuple):
+    """A node of a graph.
+
+    Attributes:
+        operator: its type.
+        inputs, outputs: names of tensors.
+        attributes: by name; an int or a float.
+        domain: of the operator.
+    """
+
+    operator: str
+    inputs: Sequence[str]
+    outputs: Sequence[str]
+    attributes: Mapping[str, float] = {}
+    domain: str = ""
+
+
+def onnx_file(name: str, nodes: Sequence[Node], inputs: Mapping[str, Sequence[str]], output: str) -> bytes:
+    """Return an ONNX file that computes some nodes on float32 tensors.
 
     Args:
-        operator: its type.
-        domain: of the operator; version 1 of it.
+        name: of the graph.
+        nodes: in the order in which they run.
         inputs: the names of the axes of each input, by name.
         output: the name of the only output, of any shape.
-        attributes: by name; an int or a float.
     """
-    node = b"".join([_field(1, name.encode()) for name in inputs])
-    node += _field(2, output.encode()) + _field(4, operator.encode())
-    node += b"".join([_field(5, _attribute(name, value)) for name, value in attributes.items()])
-    node += _field(7, domain.encode())
-    graph = _field(1, node) + _field(2, operator.encode())
-    graph += b"".join([_field(11, _tensor(name, _shape(axes))) for name, axes in inputs.items()])
+    graph = b"".join([_field(1, _node(node)) for node in nodes]) + _field(2, name.encode())
+    graph += b"".join([_field(11, _tensor(input_name, _shape(axes))) for input_name, axes in inputs.items()])
     graph += _field(12, _tensor(output, b""))
-    opsets = [_field(8, _field(1, name.encode()) + _number(2, number)) for name, number in (("", OPSET), (domain, 1))]
+    opsets = [_field(8, _field(1, domain.encode()) + _number(2, version)) for domain, version in VERSIONS.items()]
     return _number(1, IR_VERSION) + _field(7, graph) + b"".join(opsets)
 
 
+def _node(node: Node) -> bytes:
+    content = b"".join([_field(1, name.encode()) for name in node.inputs])
+    content += b"".join([_field(2, name.encode()) for name in node.outputs])
+    content += _field(4, node.operator.encode())
+    content += b"".join([_field(5, _attribute(name, value)) for name, value in node.attributes.items()])
+    return content + _field(7, node.domain.encode())
+
+
 def _attribute(name: str, value: float) -> bytes:
-    if isinstance(value, int):
-        return _field(1, name.encode()) + _number(3, value) + _number(20, INT_ATTRIBUTE)
+    if isinstance(value, int):  # a negative one in two's complement
+        return _field(1, name.encode()) + _number(3, value % 2**64) + _number(20, INT_ATTRIBUTE)
     return _field(1, name.encode()) + _varint(2 << 3 | 5) + struct.pack("<f", value) + _number(20, FLOAT_ATTRIBUTE)
 
 
