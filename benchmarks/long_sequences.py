@@ -3,10 +3,11 @@
     .venv-dev/bin/python -m benchmarks.long_sequences            # writes docs/long-sequences.md and its figure
     .venv-dev/bin/python -m benchmarks.long_sequences --quick    # two short lengths; writes build/bench/quick/
 
-A multi-head block of d=384 with 12 heads and random weights. Each measurement is a process of its own: the CPU seconds
-of one answer, the least of some, and the peak of resident memory above what it was before. Beside it run, on one
-thread and with the same projections, `com.microsoft.MultiHeadAttention` in onnxruntime, torch's
-`scaled_dot_product_attention`, and the graph of weights as a whole with NumPy's top k.
+A multi-head block of d=384 with 12 heads and random weights. Each cell is a process of its own: the CPU seconds of one
+answer, the least of some, and the peak of resident memory above what it was before. Beside it run, on one thread and
+with the same projections, `com.microsoft.MultiHeadAttention` in onnxruntime, torch's `scaled_dot_product_attention`,
+and the graph of weights as a whole with NumPy's top k. Ratios of time are of loads that take turns in one process, the
+median of rounds, each between two runs of the first load: memory that a load takes is resident then.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 
@@ -39,12 +41,23 @@ LOADS = {  # outputs, mask
     "256 rows by handle, top 16": ({"name": "weights", "top_k": 16}, {}),
 }
 MHA, SDPA, WHOLE, ROWS = "MultiHeadAttention", "torch, SDPA", "whole weights, NumPy's top 8", "the graph for 256 rows"
+# Loads that take turns in one process: rounds, the first one, and those that each round compares with it.
+DOUBLED = tuple([(1, (name, 8192), ((name, 16384),)) for name in list(LOADS)[:7]])
+TURNS = (
+    (3, ("output", 8192), ((MHA, 8192), (SDPA, 8192), ("output, window of 128", 8192))),
+    (3, ("top 8 of the mean of heads", 8192), ((WHOLE, 4096),)),
+    (3, ("top 8 of each head", 8192), (("top 8 of each head, window of 128", 8192),)),
+    (3, ("256 rows by handle, top 16", 32768), ((ROWS, 32768),)),
+    *DOUBLED,
+)
 PEERS = (MHA, SDPA, WHOLE, ROWS)
 MOST = {WHOLE: 4096} | dict.fromkeys(list(LOADS)[1:4], 16384)  # of the lengths; minutes beyond
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 ROOT = Path(__file__).parents[1]
 
 Step = Callable[[], object]
+Load = tuple[str, int]  # its name and length
+Quotients = dict[tuple[Load, Load], float]  # of the time of a load, and of that which it is divided by
 
 
 def main() -> None:
@@ -53,10 +66,16 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="two short lengths")
     parser.add_argument("--child", nargs=3, metavar=("FOLDER", "NAME", "LENGTH"), help="one measurement")
+    parser.add_argument(
+        "--turns", nargs=2, metavar=("FOLDER", "LOADS"), help="loads that take turns: an entry of TURNS"
+    )
     options = parser.parse_args()
     if options.child:
         folder, name, length = options.child
         sys.stdout.write(json.dumps(measure(Path(folder), name, int(length))) + "\n")
+        return
+    if options.turns:
+        sys.stdout.write(json.dumps(take_turns(Path(options.turns[0]), *json.loads(options.turns[1]))) + "\n")
         return
     lengths = QUICK if options.quick else LENGTHS
     with TemporaryDirectory() as folder:
@@ -65,9 +84,12 @@ def main() -> None:
             name: {length: child(folder, name, length) for length in lengths if length <= MOST.get(name, LENGTHS[-1])}
             for name in (*LOADS, *PEERS)
         }
+        quotients: Quotients = {}
+        for turns in () if options.quick else TURNS:
+            quotients |= of_turns(folder, turns)
     into = ROOT / ("build/bench/quick" if options.quick else "docs")
     (into / "figures").mkdir(parents=True, exist_ok=True)
-    (into / "long-sequences.md").write_text(report(found, lengths))
+    (into / "long-sequences.md").write_text(report(found, quotients, lengths))
     draw(found, into / "figures/long-sequences.svg")
 
 
@@ -85,20 +107,46 @@ def export(folder: Path) -> None:
 
 
 def child(folder: str, name: str, length: int) -> dict[str, float]:
-    command = [sys.executable, "-m", "benchmarks.long_sequences", "--child", folder, name, str(length)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=os.environ | ONE_THREAD)
-    measured: dict[str, float] = json.loads(done.stdout)
+    measured: dict[str, float] = run_child("--child", folder, name, str(length))
     sys.stderr.write(f"{name}, T={length}: {measured['seconds']:.3g} s, {measured['mib']:.0f} MiB\n")
     return measured
+
+
+def of_turns(folder: str, turns: tuple[int, Load, tuple[Load, ...]]) -> Quotients:
+    _, first, others = turns
+    found = run_child("--turns", folder, json.dumps(turns))
+    for (name, length), quotient in zip(others, found, strict=True):
+        sys.stderr.write(f"{name}, T={length} / {first[0]}, T={first[1]}: {quotient:.3g}\n")
+    return {(other, first): quotient for other, quotient in zip(others, found, strict=True)}
+
+
+def run_child(*arguments: str) -> Any:
+    command = [sys.executable, "-m", "benchmarks.long_sequences", *arguments]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=os.environ | ONE_THREAD)
+    return json.loads(done.stdout)
+
+
+def take_turns(folder: Path, rounds: int, first: Load, others: list[Load]) -> list[float]:
+    """Return for each of the others the median over rounds of its time by that of the first before and behind it."""
+    from attention_proto.allocator import keep_freed
+
+    keep_freed()
+    one, *further = [step_of(folder, *load) for load in (first, *others)]
+    before = timed(one)
+    quotients = []
+    for _ in range(rounds):
+        seconds = [timed(step) for step in further]
+        behind = timed(one)
+        quotients.append([2 * each / (before + behind) for each in seconds])
+        before = behind
+    return [float(each) for each in np.median(quotients, 0)]
 
 
 def measure(folder: Path, name: str, length: int) -> dict[str, float]:
     from attention_proto.allocator import keep_freed
 
     keep_freed()
-    x = np.random.default_rng(0).standard_normal((length, WIDTH)).astype(np.float32)
-    make = {MHA: mha, SDPA: sdpa, WHOLE: whole, ROWS: rows_alone}.get(name)
-    step = core(folder, name, x) if make is None else make(folder, x)
+    step = step_of(folder, name, length)
     before = status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak is what is resident from here on
     seconds = [timed(step)]
@@ -106,6 +154,12 @@ def measure(folder: Path, name: str, length: int) -> dict[str, float]:
     while sum(seconds) < 0.5 and len(seconds) < 5:
         seconds.append(timed(step))
     return {"seconds": min(seconds), "mib": max(0, peak) / 1024}
+
+
+def step_of(folder: Path, name: str, length: int) -> Step:
+    x = np.random.default_rng(0).standard_normal((length, WIDTH)).astype(np.float32)
+    make = {MHA: mha, SDPA: sdpa, WHOLE: whole, ROWS: rows_alone}.get(name)
+    return core(folder, name, x) if make is None else make(folder, x)
 
 
 def timed(step: Step) -> float:
@@ -221,7 +275,7 @@ def rows_alone(_: Path, x: np.ndarray) -> Step:
     return weights(slice(None, None, len(x) // CHOSEN), x)
 
 
-def report(found: dict, lengths: tuple[int, ...]) -> str:
+def report(found: dict, quotients: Quotients, lengths: tuple[int, ...]) -> str:
     lines = ["# Long sequences: time and memory", "", " ".join((__doc__ or "").split("\n\n")[2].split()), ""]
     lines += ["| | " + " | ".join(f"T={length}" for length in lengths) + " |", "|---|" + "---|" * len(lengths)]
     for name, by_length in found.items():
@@ -231,11 +285,11 @@ def report(found: dict, lengths: tuple[int, ...]) -> str:
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     lines += ["", "![seconds and MiB by length](figures/long-sequences.svg)", ""]
     lines += ["| figure | measured | target |", "|---|---|---|"]
-    lines += [f"| {words} | {value:.3g} | {target} |" for words, value, target in targets(found)]
+    lines += [f"| {words} | {value:.3g} | {target} |" for words, value, target in targets(found, quotients)]
     return "\n".join(lines) + "\n"
 
 
-def targets(found: dict) -> list[tuple[str, float, str]]:
+def targets(found: dict, quotients: Quotients) -> list[tuple[str, float, str]]:
     """The figures that are bounded, of the lengths that were measured."""
     made: list[tuple[str, float, str]] = []
     mean, each, handle = list(LOADS)[1], list(LOADS)[2], list(LOADS)[7]
@@ -247,7 +301,8 @@ def targets(found: dict) -> list[tuple[str, float, str]]:
             return
 
     def ratio(name: str, length: int, other: str, at: int) -> float:
-        return found[name][length]["seconds"] / found[other][at]["seconds"]
+        pair = ((name, length), (other, at))
+        return quotients[pair] if pair in quotients else 1 / quotients[pair[::-1]]
 
     for name, length, most in (("output", 8192, 200), ("output", 32768, 700), (mean, 8192, 300), (each, 8192, 500)):
         add(f"{name}, T={length}: MiB", f"<= {most}", lambda name=name, length=length: found[name][length]["mib"])
