@@ -1,10 +1,13 @@
 """Results of trials that are kept: they spare the same trial, and count for nothing else."""
 
 import shutil
+import threading
 
 import pytest
 from attention_server.contexts.store import MemoryStore
+from attention_server.repository import repository as module
 from attention_server.repository import trial_records
+from attention_server.repository.in_turn import in_turn
 from attention_server.repository.loader import RepositoryError
 from attention_server.repository.policy import Policy
 from attention_server.repository.repository import Repository
@@ -68,3 +71,43 @@ def test_a_folder_that_cannot_be_written_costs_a_line_of_the_log(load, tmp_path,
     tried, _ = load()
     assert load()[0] < tried
     assert "the result of a trial cannot be kept" in capsys.readouterr().out
+
+
+def test_versions_on_record_load_at_once(load, models, monkeypatch):
+    """Two versions that were tried before open their graphs at the same time; untried ones do so one by one."""
+    monkeypatch.setattr(module, "usable_cores", lambda: 2)
+    shutil.copytree(models / "multi", models / "copy")
+    other_weights(models / "copy/1")
+    both, opened = threading.Barrier(2), threading.local()
+    waits = [False]
+    open_graph = ObservedEngine.open
+
+    def observed(self, content):
+        if waits[0] and not hasattr(opened, "one"):
+            opened.one = True
+            both.wait(60)  # breaks where the other version waits for this one
+        return open_graph(self, content)
+
+    monkeypatch.setattr(ObservedEngine, "open", observed)
+    tried, _ = load()
+    waits[0] = True
+    assert load()[0] < tried
+    assert not both.broken
+
+
+def test_work_ahead_keeps_its_turn_and_bound():
+    """Results come in order, an error in its turn, and no more work has begun than threads and results taken."""
+    begun = []
+
+    def work(number):
+        begun.append(number)
+        if number == 4:
+            raise ValueError(number)
+        return number
+
+    results = in_turn(work, range(9), 2)
+    for taken in range(4):
+        assert next(results) == taken
+        assert len(begun) <= taken + 3
+    with pytest.raises(ValueError, match="4"):
+        next(results)

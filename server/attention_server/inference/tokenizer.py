@@ -1,10 +1,12 @@
 """The tokenizer of one model's texts."""
 
 import difflib
+import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from typing import NamedTuple
+from weakref import WeakValueDictionary
 
 import numpy as np
 from attention_proto.attention.v1.attention_pb2 import Text
@@ -57,7 +59,7 @@ class TextTokenizer:
         self._max_tokens = max_tokens
         added = self._tokenizer.get_added_tokens_decoder()
         self._special = {id_ for id_, token in added.items() if token.special}
-        self.size = size or len(self.vocabulary)
+        self.size = size or 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
 
     @classmethod
     def of_query(cls, text: Text, contents: Mapping[str, bytes]) -> "TextTokenizer | None":
@@ -65,9 +67,8 @@ class TextTokenizer:
         if not text.front.name:
             return None
         content = contents[text.tokenizer.name]
-        limits = {"max_tokens": text.max_tokens, "size": text.vocabulary_size}
         start = text.start_token if text.HasField("start_token") else None
-        return cls(content, allow_unknown=text.allow_unknown, start=start, **limits)
+        return _shared(content, text.allow_unknown, text.max_tokens, text.vocabulary_size, start)
 
     @classmethod
     def of_memory(cls, text: Text, contents: Mapping[str, bytes]) -> "TextTokenizer | None":
@@ -75,8 +76,7 @@ class TextTokenizer:
         if not text.memory_front.name:
             return None
         content = contents[text.memory_tokenizer.name or text.tokenizer.name]
-        limits = {"max_tokens": text.max_memory_tokens, "size": text.memory_vocabulary_size}
-        return cls(content, allow_unknown=text.allow_unknown, **limits)
+        return _shared(content, text.allow_unknown, text.max_memory_tokens, text.memory_vocabulary_size, None)
 
     @property
     def ids(self) -> list[int]:
@@ -254,3 +254,16 @@ class TextTokenizer:
         if token.startswith(METASPACE) and not text.startswith(" "):  # its decoder drops the first space of a text
             text = f" {text}"
         return text or token
+
+
+_in_use: WeakValueDictionary[Hashable, TextTokenizer] = WeakValueDictionary()
+
+
+def _shared(content: bytes, allow_unknown: bool, max_tokens: int, size: int, start: int | None) -> TextTokenizer:
+    """Return the tokenizer that another version has already where its file and limits are the same, or a new one."""
+    key = hashlib.sha256(content).digest(), allow_unknown, max_tokens, size, start
+    found = _in_use.get(key)
+    if found is None:
+        found = TextTokenizer(content, allow_unknown=allow_unknown, max_tokens=max_tokens, size=size, start=start)
+        _in_use[key] = found
+    return found

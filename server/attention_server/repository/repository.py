@@ -13,10 +13,13 @@ from attention_server.contexts.store import MemoryStore
 from attention_server.domain.index_entry import IndexEntry
 from attention_server.errors import AttentionServiceError, InvalidRequest, Loading, NotFound, Unavailable, Unimplemented
 from attention_server.inference.engine.protocol import Engine
+from attention_server.inference.model import LoadedModel
+from attention_server.machine import usable_cores
 from attention_server.repository.drain import Drain
+from attention_server.repository.in_turn import in_turn
 from attention_server.repository.load_log import log_loaded
 from attention_server.repository.load_state import LoadState, Refusal
-from attention_server.repository.loader import RepositoryError, choose, find, find_versions, fingerprint
+from attention_server.repository.loader import Fingerprint, RepositoryError, choose, find, find_versions, fingerprint
 from attention_server.repository.policy import Policy
 from attention_server.repository.registry import Key, Lease, Registry, ServedVersion
 from attention_server.repository.residency import Residency
@@ -323,8 +326,8 @@ class Repository:
         if not retry:
             waiting = [folder for folder in waiting if not self._is_refused(folder)]
         self._state.set_loading(map(_key, waiting))
-        for folder in waiting:
-            self._try(folder)
+        for folder, (before, found) in zip(waiting, in_turn(self._loaded, waiting, self._threads), strict=True):
+            self._take(folder, before, found)
         keys = map(_key, folders)
         return any(self._registry.get(key) and self._state.refusal(key) is None for key in keys)
 
@@ -339,22 +342,35 @@ class Repository:
         refusal = self._state.refusal(_key(folder))
         return refusal is not None and refusal.fingerprint == fingerprint(folder)
 
-    def _try(self, folder: Path) -> None:
-        """Load a version, or note and log why it is refused."""
-        before, key = fingerprint(folder), _key(folder)
-        try:
-            self._load(folder)
-        except RepositoryError as error:
-            # Files that are being copied are refused at each poll, and logged once.
-            if self._state.set_refused(key, Refusal(before, str(error), error.log_reason)):
-                log.warning("version refused", model=key[0], version=key[1], reason=error.log_reason)
-        finally:
-            self._state.end_loading(key)
+    @property
+    def _threads(self) -> int:
+        """The number of versions that load at once: several where trials are on record, and graphs have no budget."""
+        return usable_cores() if self._records is not None and self._policy.model_budget is None else 1
 
-    def _load(self, folder: Path) -> None:
-        """Verify, load and warm a version and put it in the place of the one before, which is drained."""
-        key, before = _key(folder), fingerprint(folder)
-        model = try_and_load(folder, self._engine, self._policy.max_version_bytes, self._trials, self._records)
+    def _loaded(self, folder: Path) -> tuple[Fingerprint, LoadedModel | RepositoryError]:
+        """Return a version, verified and warm, or the error that says why it is refused; and its folder's fingerprint.
+
+        It may run ahead in another thread, and changes nothing.
+        """
+        before = fingerprint(folder)
+        try:
+            limit = self._policy.max_version_bytes
+            return before, try_and_load(folder, self._engine, limit, self._trials, self._records)
+        except RepositoryError as error:
+            return before, error
+
+    def _take(self, folder: Path, before: Fingerprint, found: LoadedModel | RepositoryError) -> None:
+        """Serve a loaded version, or note and log why it is refused."""
+        key = _key(folder)
+        if isinstance(found, LoadedModel):
+            self._serve(key, before, found)
+        # Files that are being copied are refused at each poll, and logged once.
+        elif self._state.set_refused(key, Refusal(before, str(found), found.log_reason)):
+            log.warning("version refused", model=key[0], version=key[1], reason=found.log_reason)
+        self._state.end_loading(key)
+
+    def _serve(self, key: Key, before: Fingerprint, model: LoadedModel) -> None:
+        """Put a version in the place of the one before, which is drained."""
         if (served := self._registry.get(key)) is not None and served.model.digest == model.digest:
             served.fingerprint = before  # the same files, written anew
             self._state.set_loaded(key)

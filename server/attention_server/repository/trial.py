@@ -7,6 +7,7 @@ The process is forked at the start, before there are threads, and forks once mor
 import os
 import resource
 import signal
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import Pipe
@@ -24,6 +25,8 @@ MIB = 1024 * 1024
 NO_MEMORY = ("bad_alloc", "Failed to allocate memory")  # words of C++ and of onnxruntime
 FIRST_TO_KILL = "1000"  # the largest `oom_score_adj`: for want of memory the system ends the trial, not the server
 GONE = "cannot be tried: the process that tries versions has ended; restart the server"
+
+_trying = threading.Lock()  # one version is tried at a time: its memory is bounded, and its costs are timed
 
 TryVersion = Callable[[Path, int], Tried]
 
@@ -96,9 +99,12 @@ def try_and_load(
         RepositoryError: the version cannot be served.
     """
     known = None if records is None else records.find(folder, engine.device)
-    tried = trials.run(folder, max_bytes) if trials is not None and known is None else known
-    model = load(folder, engine, max_bytes, tried)
-    if records is not None and known is None:
+    if known is not None:
+        return load(folder, engine, max_bytes, known)
+    with _trying:
+        tried = None if trials is None else trials.run(folder, max_bytes)
+        model = load(folder, engine, max_bytes, tried)
+    if records is not None:
         records.keep(Tried(model.digest, model.device, model.costs))
     return model
 
