@@ -1,10 +1,14 @@
-"""Single steps of a decoder behind a prefix: the service in process, one fused graph, `transformers` with its cache.
+"""Single steps of a decoder behind a prefix: the service in process and over gRPC, one fused graph, `transformers`.
 
     taskset -c 1 .venv-dev/bin/python -m benchmarks.steps build/bench/decoder
+    taskset -c 1 .venv-dev/bin/python -m benchmarks.steps build/bench/decoder --quick   # one round, short prefixes
 
 Makes a Llama of random weights (6 layers, d=384, 12 heads, 8,000 tokens) in the folder, unless it is there, and imports
-it. One thread; contenders take turns in rounds, and a round takes the least time of some steps. Prints JSON: for each
-length of the prefix the seconds of a step of each contender, by round.
+it. One thread; the server runs on core 0. Contenders take turns in rounds, and a round takes the least time of some
+steps; of the steps of `generate`, over gRPC and in process, the mean time. Prints JSON: for each length of the prefix
+the seconds of a step of each contender, by round; by how many seconds a step behind the longest prefix takes longer
+than behind 64 positions, in the service and in the graphs of all sites alone over k and v in one piece; and the
+medians over rounds of the ratios that have a target.
 """
 
 import argparse
@@ -12,76 +16,131 @@ import json
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from attention_client import AttentionClient
 
-LENGTHS = (512, 4096)
+from benchmarks.steps_service import NAME, ServedConversation, conversation, generation, served, service
+
+LENGTHS, BASE = (512, 4096), 64
+QUICK, QUICK_BASE = (128, 512), 16
 ROUNDS, STEPS = 12, 8
 WIDTH, HEADS, LAYERS, INNER, TOKENS, MOST = 384, 12, 6, 1024, 8000, 8192
 HEAD = WIDTH // HEADS
 SERVICE, EIGHT = "service, a step kept", "service, eight conversations at one step"
+GENERATED, SERVED = "service, a step of generate", "over gRPC, a step of the client's generate"
 FUSED = "one fused graph, GroupQueryAttention on a shared buffer"
 SDPA = "transformers, sdpa, DynamicCache"
+SITES = "graphs of all sites alone, k and v in one piece"
 CONVERSATIONS = 8
 TOLERANCE = 1e-4  # of the largest logit
-NAME = "decoder"
 
-Step = Callable[[int], np.ndarray | None]  # of one token; returns its logits, [V], or None
+Step = Callable[[int], np.ndarray | int | None]  # of one token; returns its logits, [V], the next token's id, or None
+Seconds = dict[str, list[float]]  # of a step of each contender, by round
 
 
 def main() -> None:
     parser = argparse.ArgumentParser("steps", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("folder", type=Path, help="of the checkpoint and the imported model")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument(
+        "--quick", action="store_true", help="one round, short prefixes: no figures, shows that it runs"
+    )
     options = parser.parse_args()
-    sys.stdout.write(json.dumps(measure(options.folder, options.rounds)) + "\n")
+    rounds, lengths, base = (1, QUICK, QUICK_BASE) if options.quick else (options.rounds, LENGTHS, BASE)
+    source = checkpoint(options.folder)
+    core = service(options.folder)
+    with served(options.folder) as client:
+        measured = {length: measure(source, core, client, length, rounds) for length in lengths}
+    differences = measure_differences(options.folder, core, base, lengths[-1], rounds)
+    found = {
+        **measured,
+        f"{lengths[-1]} less {base}": differences,
+        "ratios": {length: ratios(seconds) for length, seconds in measured.items()}
+        | {f"{lengths[-1]} less {base}": ratio_of_differences(differences)},
+    }
+    sys.stdout.write(json.dumps(found) + "\n")
 
 
-def measure(folder: Path, rounds: int) -> dict[str, dict[str, list[float]]]:
-    """Return the seconds of a step of each contender in each round, by the length of the prefix."""
-    source = checkpoint(folder)
-    core = service(folder)
-    measured = {}
-    for length in LENGTHS:
-        prompt = np.random.default_rng(length).integers(5, TOKENS, length)
-        contenders: dict[str, Step] = {
-            SERVICE: conversation(core, prompt, 1),
-            EIGHT: conversation(core, prompt, CONVERSATIONS),
-            FUSED: fused(source, prompt),
-            SDPA: transformers_step(source, prompt),
-        }
-        check(contenders)
-        seconds: dict[str, list[float]] = {name: [] for name in contenders}
-        for _ in range(rounds):
-            for name, step in contenders.items():
-                seconds[name].append(least_seconds(step))
-        measured[str(length)] = seconds
-    return measured
+def measure(source: Path, core: Any, client: AttentionClient, length: int, rounds: int) -> Seconds:
+    """Return the seconds of a step of each contender in each round, behind a prefix of some length."""
+    prompt = np.random.default_rng(length).integers(5, TOKENS, length)
+    contenders: dict[str, Step] = {
+        SERVICE: conversation(core, prompt, 1),
+        EIGHT: conversation(core, prompt, CONVERSATIONS),
+        GENERATED: generation(core, prompt),
+        SERVED: ServedConversation(client, prompt).step,
+        FUSED: fused(source, prompt),
+        SDPA: transformers_step(source, prompt),
+    }
+    check(contenders)
+    seconds: Seconds = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, step in contenders.items():
+            times = step_seconds(step)
+            seconds[name].append(float(np.mean(times)) if name in {GENERATED, SERVED} else min(times))
+    return seconds
+
+
+def measure_differences(folder: Path, core: Any, base: int, length: int, rounds: int) -> Seconds:
+    """Return by how many seconds a step behind one prefix takes longer than behind another, by round."""
+    steps: dict[str, list[Step]] = {SERVICE: [], SITES: []}
+    for positions in (length, base):
+        prompt = np.random.default_rng(positions).integers(5, TOKENS, positions)
+        steps[SERVICE].append(conversation(core, prompt, 1))
+        steps[SITES].append(sites_alone(folder, positions))
+    for each in (*steps[SERVICE], *steps[SITES]):
+        each(7)
+    seconds: Seconds = {name: [] for name in steps}
+    for _ in range(rounds):
+        for name, (long, short) in steps.items():
+            seconds[name].append(min(step_seconds(long)) - min(step_seconds(short)))
+    return seconds
+
+
+def ratios(seconds: Seconds) -> dict[str, float]:
+    """Return the ratios of steps a second that have a target, medians over rounds."""
+
+    def rate(name: str, other: str, steps: int = 1) -> float:
+        return float(np.median(steps * np.divide(seconds[other], seconds[name])))
+
+    return {
+        "a step, one fused graph = 1 (>= 0.9)": rate(SERVICE, FUSED),
+        "a step, transformers = 1 (>= 2)": rate(SERVICE, SDPA),
+        "tokens of eight conversations, one = 1 (>= 2)": rate(EIGHT, SERVICE, CONVERSATIONS),
+        "a step over gRPC, in process = 1 (>= 0.75)": rate(SERVED, GENERATED),
+    }
+
+
+def ratio_of_differences(seconds: Seconds) -> dict[str, float]:
+    """Return by how much more time a longer prefix takes in the service than in the sites' graphs alone, a median."""
+    return {"time, the sites' graphs alone = 1 (<= 1.3)": float(np.median(np.divide(seconds[SERVICE], seconds[SITES])))}
 
 
 def check(contenders: dict[str, Step]) -> None:
-    """Compare the logits of the first steps of every contender that returns some."""
+    """Compare the logits, or the id of the next token, of the first steps of every contender that returns these."""
     for token in (7, 99, 1234):
-        logits = {name: found for name, step in contenders.items() if (found := step(token)) is not None}
-        right = logits[SDPA]
-        for name, found in logits.items():
-            error = float(np.abs(found - right).max() / np.abs(right).max())
+        results = {name: found for name, step in contenders.items() if (found := step(token)) is not None}
+        right = results[SDPA]
+        assert isinstance(right, np.ndarray)
+        for name, found in results.items():
+            difference = right.max() - right[found] if isinstance(found, int) else np.abs(found - right).max()
+            error = float(difference / np.abs(right).max())
             if error > TOLERANCE:
                 raise AssertionError(f"{name} differs from {SDPA} by {error:.1e} of the largest logit")
 
 
-def least_seconds(step: Step) -> float:
-    """Return the least time of some steps."""
-    least = np.inf
+def step_seconds(step: Step) -> list[float]:
+    """Return the times of some steps."""
+    times = []
     for token in range(11, 11 + STEPS):
         begun = time.perf_counter()
         step(token)
-        least = min(least, time.perf_counter() - begun)
-    return float(least)
+        times.append(time.perf_counter() - begun)
+    return times
 
 
 def checkpoint(folder: Path) -> Path:
@@ -120,43 +179,31 @@ def checkpoint(folder: Path) -> Path:
     return source
 
 
-def service(folder: Path) -> Any:
-    """Return the server's core with the model, in this process, on one slot."""
-    from attention_proto.allocator import keep_freed  # noqa: PLC0415
-    from attention_server.service.build import make_core  # noqa: PLC0415
-    from attention_server.settings import Settings  # noqa: PLC0415
+def sites_alone(folder: Path, length: int) -> Step:
+    """Return the step of the graphs of all sites and nothing else: one query, and keys one more at every step."""
+    import onnxruntime as ort  # noqa: PLC0415
+    from attention_proto.attention.v1.attention_pb2 import Manifest  # noqa: PLC0415
+    from google.protobuf.json_format import Parse  # noqa: PLC0415
 
-    keep_freed()  # as the server does
-    chosen = {"models": folder, "slots": 1, "repository_mode": "none", "memory_mib": 8192, "max_scores_mib": 4096}
-    core = make_core(Settings.model_validate(chosen))
-    core.repository.load()
-    return core.service
+    version = folder / NAME / "1"
+    layers = Parse((version / "manifest.json").read_text(), Manifest()).layers
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    files = [next(each.file.name for each in layer.attend if not (each.weights or each.mask)) for layer in layers]
+    graphs = {
+        name: ort.InferenceSession(version / name, options, providers=["CPUExecutionProvider"]) for name in set(files)
+    }
+    rng = np.random.default_rng(length)
+    room = length + 4096
+    sites = [(graphs[name], rng.standard_normal((2, 1, room, WIDTH), np.float32)) for name in files]
+    query = rng.standard_normal((1, 1, WIDTH), np.float32)
+    keys = length
 
-
-def conversation(service: Any, prompt: np.ndarray, count: int) -> Step:
-    """Return the step of some conversations in one request, each kept behind a memory of its own."""
-    from attention_server.auth.callers import ALL_RIGHTS  # noqa: PLC0415
-    from attention_server.domain.call import CallContext  # noqa: PLC0415
-    from attention_server.domain.messages import MemoryRequest, OutputSpec, Request, Sequence  # noqa: PLC0415
-
-    def call() -> CallContext:
-        return CallContext(uuid.uuid4().hex, rights=ALL_RIGHTS)
-
-    memories = [
-        service.submit_memory(MemoryRequest(NAME, memory_token_ids=np.roll(prompt, place + (count > 1))), call())
-        .result()
-        .id
-        for place in range(count)
-    ]
-    output = OutputSpec("logits") if count == 1 else OutputSpec("predictions")
-
-    def step(token: int) -> np.ndarray | None:
-        inputs = tuple([Sequence(token_ids=np.array([token]), memory=each, extend=True) for each in memories])
-        response = service.submit(Request(NAME, inputs=inputs, outputs=(output,)), call()).result()
-        for place, (result, before) in enumerate(zip(response.results, list(memories), strict=True)):
-            service.delete_memory(NAME, before, call())
-            memories[place] = result.memory.id
-        return response.results[0].outputs["logits"][0] if count == 1 else None
+    def step(_: int) -> None:
+        nonlocal keys
+        keys += 1
+        for graph, (k, v) in sites:
+            graph.run(None, {"q": query, "k": k[:, :keys], "v": v[:, :keys]})
 
     return step
 
