@@ -20,6 +20,7 @@ CASES = {
     "top 8": (OutputSpec("weights", top_k=8), NO_MASK),
     "mean": (OutputSpec("weights", reduce="mean", top_k=8), NO_MASK),
     "causal mean": (OutputSpec("weights", reduce="mean", top_k=8), Mask(causal="top_left")),
+    "256 rows": (OutputSpec("weights", rows=tuple(range(256)), top_k=16), NO_MASK),
     "entropy": (OutputSpec("entropy"), NO_MASK),
     "rollout": (OutputSpec("weights", fold="rollout"), NO_MASK),
     "output": (OutputSpec("output"), NO_MASK),

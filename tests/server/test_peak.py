@@ -20,6 +20,7 @@ PROGRAM = Path(__file__).with_name("measure_peak.py")
         ("output", 16384, "multi"),
         ("output", 16384, "multi-head"),  # without scores
         ("top 8", 8192, "multi-head"),  # head by head
+        ("256 rows", 32768, "multi-head"),
         pytest.param("mean", 8192, "multi-head", marks=pytest.mark.long),
         pytest.param("entropy", 8192, "multi-head", marks=pytest.mark.long),
         pytest.param("output, temperature", 8192, "multi", marks=pytest.mark.long),

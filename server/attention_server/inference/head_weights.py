@@ -21,7 +21,7 @@ from attention_server.inference.site_changes import NO_CHANGE, query_of
 from attention_server.inference.validation import no_overflow
 
 Vectors = NDArray[np.float32]
-LEAST_QUERIES, LEAST_KEYS = 257, 512  # of a site that is computed so
+LEAST_QUERIES, LEAST_KEYS = 129, 512  # of a site that is computed so
 ROWS = 128  # of a block
 SURELY_FINITE = 1e38  # a bound of scores below which neither they nor their sums overflow float32
 AXIS = -1  # of the keys, over which weights sum to 1
@@ -36,7 +36,8 @@ def open_head_weights(engine: Engine) -> Graph:
 
 def is_by_head(layer: LoadedLayer, queries: int, keys: int) -> bool:
     """Return whether a site of this shape, without a mask, is computed so where weights alone are asked for."""
-    return layer.softmax is not None and layer.change == NO_CHANGE and queries >= LEAST_QUERIES and keys >= LEAST_KEYS
+    is_long = queries >= LEAST_QUERIES and keys >= LEAST_KEYS and layer.block_rows(queries, keys) < queries
+    return is_long and layer.softmax is not None and layer.change == NO_CHANGE
 
 
 @dataclass(frozen=True)
