@@ -7,7 +7,8 @@ A multi-head block of d=384 with 12 heads and random weights. Each cell is a pro
 answer, the least of some, and the peak of resident memory above what it was before. Beside it run, on one thread and
 with the same projections, `com.microsoft.MultiHeadAttention` in onnxruntime, torch's `scaled_dot_product_attention`,
 and the graph of weights as a whole with NumPy's top k. Ratios of time are of loads that take turns in one process, the
-median of rounds, each between two runs of the first load: memory that a load takes is resident then.
+median of rounds, each between two runs of the first load: memory that a load takes is resident then. Rows by handle
+compute in memory that the arena keeps since the handle was made: their peak is what they take beyond it.
 """
 
 import argparse
