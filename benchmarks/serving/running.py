@@ -8,6 +8,7 @@ import argparse
 import json
 import subprocess
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
@@ -34,7 +35,7 @@ class OutOfTime(RuntimeError):
     """The minutes of the run are over."""
 
 
-class Runner:
+class Runner(ABC):
     """The environments, servers, load generators and results of one run.
 
     Args:
@@ -173,9 +174,9 @@ class Runner:
         return measured
 
     @property
+    @abstractmethod
     def reference(self) -> Path:
         """The right answers, as the load generators take these."""
-        raise NotImplementedError
 
     def save(self) -> None:
         """Save the results."""
